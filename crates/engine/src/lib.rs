@@ -1,0 +1,2 @@
+//! Engine.
+#![forbid(unsafe_code)]

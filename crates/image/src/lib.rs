@@ -1,0 +1,2 @@
+//! The checkpoint file.
+#![forbid(unsafe_code)]

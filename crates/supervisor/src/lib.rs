@@ -1,0 +1,2 @@
+//! Supervisor.
+#![forbid(unsafe_code)]
