@@ -1,2 +1,19 @@
-//! Engine.
+//! Checkpoint and restart of one process tree on one host.
+//!
+//! The engine is driven by a supervisor that stands outside the program. It prints nothing: what there is to say
+//! comes back as values, and progress goes through [`progress::Progress`].
+
 #![forbid(unsafe_code)]
+
+pub mod checkpoint;
+pub mod contents;
+pub mod descriptors;
+pub mod error;
+pub mod job;
+pub mod keeper;
+pub mod progress;
+pub mod restart;
+pub mod tree;
+
+pub use error::{EngineError, Refusal};
+pub use job::Job;

@@ -1,1 +1,11 @@
-//! Kernel wrappers.
+//! Thin safe wrappers over kernel interfaces that no well-kept crate has.
+//!
+//! One module per subject. Every function is one system call, or a fixed short sequence of them, and
+//! returns [`std::io::Result`] with the kernel's own error number. This crate and `stasis-tracee` are
+//! the only ones that contain `unsafe`.
+
+pub mod id;
+pub mod process;
+pub mod signal;
+
+pub use id::Pid;

@@ -1,0 +1,37 @@
+//! A running job as the engine knows it.
+
+use rustix::io::fcntl_dupfd_cloexec;
+use stasis_sys::Pid;
+use std::os::fd::OwnedFd;
+
+/// One process tree under a keeper, started by [`crate::keeper::launch`] or [`crate::restart::execute`].
+#[derive(Debug)]
+pub struct Job {
+    /// The keeper: parent of the root, adopter of orphans (the supervisor's number).
+    pub keeper: Pid,
+    /// The first process of the program (the supervisor's number). It may have ended while descendants live on.
+    pub root: Pid,
+    /// The root as the program sees it.
+    pub virtual_root: Pid,
+    /// The job's own standard input, output and error: the same open file descriptions that the program got.
+    pub stdio: [Option<OwnedFd>; 3],
+    /// From the keeper: see [`crate::keeper::Event`]. One event a message.
+    pub events: OwnedFd,
+    /// What is remembered from one checkpoint to the next.
+    pub memory: Memory,
+}
+
+/// What one checkpoint must know of those before it.
+#[derive(Debug, Default)]
+pub struct Memory {}
+
+/// Duplicates of the calling process's standard descriptors; `None` for one that is closed.
+#[must_use]
+pub fn own_stdio() -> [Option<OwnedFd>; 3] {
+    let stdio = [
+        rustix::stdio::stdin(),
+        rustix::stdio::stdout(),
+        rustix::stdio::stderr(),
+    ];
+    stdio.map(|fd| fcntl_dupfd_cloexec(fd, 3).ok())
+}

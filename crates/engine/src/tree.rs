@@ -1,0 +1,114 @@
+//! Finding the processes of a tree.
+
+use stasis_sys::Pid;
+use std::fs;
+
+/// One line of `/proc/PID/stat`, the fields that the engine uses (`proc_pid_stat(5)`).
+#[derive(Clone, Debug)]
+pub struct Stat {
+    /// Process id (supervisor's number).
+    pub pid: Pid,
+    /// Name.
+    pub comm: String,
+    /// State letter: R, S, D, Z, T, t, X, I.
+    pub state: char,
+    /// Parent.
+    pub parent: Pid,
+    /// Every field after the name, index 0 being the state: field n of the man page is `rest[n - 3]`.
+    pub rest: Vec<String>,
+}
+
+impl Stat {
+    /// Reads it for a process or, with a path such as `12/task/13`, a thread. `None` when it is gone.
+    #[must_use]
+    pub fn read(id: impl std::fmt::Display) -> Option<Stat> {
+        Stat::parse(&fs::read_to_string(format!("/proc/{id}/stat")).ok()?)
+    }
+
+    fn parse(text: &str) -> Option<Stat> {
+        // The name may hold blanks and parentheses: it ends at the last one.
+        let (open, close) = (text.find('(')?, text.rfind(')')?);
+        let rest: Vec<String> = text[close + 1..]
+            .split_ascii_whitespace()
+            .map(str::to_owned)
+            .collect();
+        Some(Stat {
+            pid: Pid(text[..open].trim().parse().ok()?),
+            comm: text[open + 1..close].to_owned(),
+            state: rest.first()?.chars().next()?,
+            parent: Pid(rest.get(1)?.parse().ok()?),
+            rest,
+        })
+    }
+
+    /// Field `n` as numbered in `proc_pid_stat(5)`, 0 where it is missing.
+    #[must_use]
+    pub fn field(&self, n: usize) -> u64 {
+        let text = self.rest.get(n.wrapping_sub(3)).map_or("0", String::as_str);
+        text.parse::<u64>()
+            .or_else(|_| text.parse::<i64>().map(|v| v as u64))
+            .unwrap_or(0)
+    }
+}
+
+/// The children of `pid` as the kernel lists them, zombies among them.
+#[must_use]
+pub fn children(pid: Pid) -> Vec<Pid> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    for task in tasks.flatten() {
+        if let Ok(list) = fs::read_to_string(task.path().join("children")) {
+            found.extend(
+                list.split_ascii_whitespace()
+                    .filter_map(|word| word.parse().ok())
+                    .map(Pid),
+            );
+        }
+    }
+    found
+}
+
+/// Every descendant of `pid`, parents before children; not `pid` itself.
+#[must_use]
+pub fn descendants(pid: Pid) -> Vec<Pid> {
+    let mut found = children(pid);
+    let mut next = 0;
+    while next < found.len() {
+        let more = children(found[next]);
+        found.extend(more);
+        next += 1;
+    }
+    found
+}
+
+/// Descendants that are not zombies.
+#[must_use]
+pub fn living_descendants(pid: Pid) -> Vec<Pid> {
+    let mut found = descendants(pid);
+    found.retain(|pid| Stat::read(pid).is_some_and(|stat| !matches!(stat.state, 'Z' | 'X')));
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_with_parentheses_do_not_confuse() {
+        let stat = Stat::parse("12 (a) b (c)) S 3 12 12 0 -1 4194560 7").expect("a valid line");
+        assert_eq!(
+            (stat.comm.as_str(), stat.state, stat.parent),
+            ("a) b (c)", 'S', Pid(3))
+        );
+        assert_eq!(stat.field(5), 12);
+        assert_eq!(stat.field(99), 0);
+    }
+
+    #[test]
+    fn this_process_has_a_parent_that_lists_it() {
+        let stat = Stat::read("self").expect("/proc/self/stat");
+        assert!(descendants(stat.parent).contains(&Pid::current()));
+    }
+}
