@@ -13,6 +13,13 @@ pub mod job;
 pub mod keeper;
 pub mod progress;
 pub mod restart;
+pub mod calls;
+pub mod freeze;
+pub mod maps;
+pub mod timed_calls;
+pub mod signals;
+pub mod threads;
+pub mod timers;
 pub mod tree;
 
 pub use error::{EngineError, Refusal};

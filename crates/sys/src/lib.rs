@@ -5,7 +5,9 @@
 //! the only ones that contain `unsafe`.
 
 pub mod id;
+pub mod pagemap;
 pub mod process;
 pub mod signal;
+pub mod task;
 
 pub use id::Pid;
