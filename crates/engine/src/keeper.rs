@@ -169,6 +169,7 @@ pub fn launch(
                     virtual_root: Pid(root),
                     stdio,
                     events,
+                    requester: None,
                     memory: Memory::default(),
                 }),
                 Some((LAUNCH_FAILED, errno)) => Err(EngineError::System {
