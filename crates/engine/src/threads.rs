@@ -67,6 +67,8 @@ pub struct AlternateStack {
     pub size: u64,
 }
 
+/// `sizeof(struct robust_list_head)`: the only size that the kernel accepts.
+const ROBUST_LIST_HEAD_BYTES: u64 = 24;
 const STACK_T_BYTES: usize = 24;
 const SS_ONSTACK: u32 = 1;
 
@@ -168,10 +170,8 @@ pub fn restore_remotely(state: &State, calls: &mut Calls<'_>, notes: &mut Vec<St
     let address = calls.put(&state.alternate_stack.encode())?;
     calls.call("sigaltstack", libc::SYS_sigaltstack, &[address, 0])?;
     calls.call("set_tid_address", libc::SYS_set_tid_address, &[state.clear_at_exit])?;
-    if state.robust_list.0 != 0 {
-        let (head, size) = state.robust_list;
-        calls.call("set_robust_list", libc::SYS_set_robust_list, &[head, size])?;
-    }
+    // Also where it is empty: the thread may have one of the process that it was made from.
+    calls.call("set_robust_list", libc::SYS_set_robust_list, &[state.robust_list.0, ROBUST_LIST_HEAD_BYTES])?;
     if let Some(rseq) = state.rseq {
         let arguments = [rseq.pointer, u64::from(rseq.size), 0, u64::from(rseq.signature)];
         calls.call("rseq", libc::SYS_rseq, &arguments)?;

@@ -13,6 +13,7 @@
 //! such calls start over.
 
 use crate::EngineError;
+use crate::calls::Calls;
 use serde::{Deserialize, Serialize};
 use stasis_sys::Pid;
 use stasis_tracee::{Registers, Stopped};
@@ -196,4 +197,85 @@ impl Sleeping {
             slept: frozen_at.saturating_duration_since(self.since),
         }
     }
+}
+
+const FUTEX_WAIT: u64 = 0;
+const FUTEX_COMMAND: u64 = 0x7f;
+
+/// The registers with which a restarted thread goes on, given those of the checkpoint: the call that it was in is continued, its
+/// time limit what was left of it. Must be the last remote call of the thread.
+///
+/// # Errors
+/// When a remote call fails otherwise than the program's own would.
+pub fn resume_registers(
+    saved: &Registers,
+    timed_call: Option<&TimedCall>,
+    calls: &mut Calls<'_>,
+) -> Result<Registers, EngineError> {
+    use stasis_tracee::arch::{ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS};
+    let mut registers = *saved;
+    let Some(number) = saved.interrupted_call() else { return Ok(registers) };
+    match -saved.result() {
+        ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => registers.reissue(number),
+        ERESTART_RESTARTBLOCK => match timed_call {
+            Some(call) => return rearm(registers, call, calls),
+            None if number != libc::SYS_restart_syscall => registers.reissue(number),
+            None => {
+                // Which call it was is not known any more: the program sees what a signal would have caused.
+                registers.rax = -EINTR as u64;
+                registers.orig_rax = u64::MAX;
+            }
+        },
+        // The call is over; the kernel must not look at it again.
+        _ => registers.orig_rax = u64::MAX,
+    }
+    Ok(registers)
+}
+
+fn rearm(mut registers: Registers, call: &TimedCall, calls: &mut Calls<'_>) -> Result<Registers, EngineError> {
+    let mut arguments = call.arguments;
+    let result = match call.number {
+        libc::SYS_nanosleep => {
+            arguments[0] = remaining_timespec(call, arguments[0], calls)?;
+            calls.remote.call_and_interrupt("nanosleep", call.number, &arguments)?
+        }
+        libc::SYS_clock_nanosleep => {
+            arguments[2] = remaining_timespec(call, arguments[2], calls)?;
+            calls.remote.call_and_interrupt("clock_nanosleep", call.number, &arguments)?
+        }
+        libc::SYS_poll if (arguments[2] as i32) >= 0 => {
+            let limit = Duration::from_millis(arguments[2] & 0xffff_ffff);
+            arguments[2] = milliseconds_rounded_up(limit.saturating_sub(call.slept));
+            calls.remote.call_and_interrupt("poll", call.number, &arguments)?
+        }
+        libc::SYS_futex if arguments[1] & FUTEX_COMMAND == FUTEX_WAIT && arguments[3] != 0 => {
+            arguments[3] = remaining_timespec(call, arguments[3], calls)?;
+            calls.remote.call_and_interrupt("futex", call.number, &arguments)?
+        }
+        _ => {
+            registers.reissue(call.number);
+            return Ok(registers);
+        }
+    };
+    if result == -stasis_tracee::arch::ERESTART_RESTARTBLOCK {
+        // The kernel sees a restartable call that was interrupted, and its restart block is armed.
+        registers.orig_rax = call.number as u64;
+    } else {
+        registers.rax = result as u64;
+        registers.orig_rax = u64::MAX;
+    }
+    Ok(registers)
+}
+
+/// Puts what is left of the `struct timespec` at `address` into the scratch page, and returns where.
+fn remaining_timespec(call: &TimedCall, address: u64, calls: &Calls<'_>) -> Result<u64, EngineError> {
+    use crate::error::Context;
+    let reading = || "reading a saved time limit".to_owned();
+    let seconds = calls.memory.read_u64(address).context(reading)?;
+    let nanoseconds = calls.memory.read_u64(address + 8).context(reading)?;
+    let limit = Duration::new(seconds, u32::try_from(nanoseconds).unwrap_or(0));
+    let left = limit.saturating_sub(call.slept);
+    let mut bytes = left.as_secs().to_le_bytes().to_vec();
+    bytes.extend(u64::from(left.subsec_nanos()).to_le_bytes());
+    calls.put(&bytes)
 }

@@ -23,8 +23,9 @@ fn failure(what: &'static str, tid: Pid) -> TraceError {
     }
 }
 
-pub(crate) fn seize(tid: Pid) -> Result<(), TraceError> {
-    let options = libc::PTRACE_O_TRACECLONE
+pub(crate) fn seize(tid: Pid, die_with_us: bool) -> Result<(), TraceError> {
+    let options = if die_with_us { libc::PTRACE_O_EXITKILL } else { 0 }
+        | libc::PTRACE_O_TRACECLONE
         | libc::PTRACE_O_TRACEFORK
         | libc::PTRACE_O_TRACEVFORK
         | libc::PTRACE_O_TRACESYSGOOD;

@@ -165,6 +165,17 @@ impl Remote {
         }
     }
 
+    /// Makes the thread end itself (`exit(2)`, of this thread alone). It is not waited for: a first thread stays a zombie while
+    /// others live.
+    ///
+    /// # Errors
+    /// [`TraceError::Dead`].
+    pub fn exit(mut self) -> Result<(), TraceError> {
+        self.working.prepare_call(self.instruction, libc::SYS_exit, &[0]);
+        ptrace::set_registers(self.tid, &self.working)?;
+        ptrace::resume(self.tid, 0)
+    }
+
     /// Ends the remote calls: the thread has its own registers and mask again and is in a clean stop, so that it would
     /// run on properly even if the supervisor died now.
     ///

@@ -72,7 +72,16 @@ impl Running {
     /// [`TraceError::Dead`]; `EPERM` where the kernel does not allow it (another user's, not dumpable, already traced,
     /// or a zombie).
     pub fn seize(tid: Pid) -> Result<Running, TraceError> {
-        ptrace::seize(tid)?;
+        ptrace::seize(tid, false)?;
+        Ok(Running { tid })
+    }
+
+    /// The same for a process that is being made: it, and what it makes, is killed when the supervisor dies.
+    ///
+    /// # Errors
+    /// As [`Running::seize`].
+    pub fn seize_unfinished(tid: Pid) -> Result<Running, TraceError> {
+        ptrace::seize(tid, true)?;
         Ok(Running { tid })
     }
 
