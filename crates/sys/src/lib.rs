@@ -5,6 +5,7 @@
 //! the only ones that contain `unsafe`.
 
 pub mod id;
+pub mod lock;
 pub mod pagemap;
 pub mod process;
 pub mod signal;

@@ -22,6 +22,7 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A file mapping as `/proc/PID/maps` tells it.
 #[derive(Clone, Debug)]
@@ -60,6 +61,11 @@ struct Entry {
 pub struct Collector {
     content_limit: u64,
     now: i64,
+    gathered: Mutex<Gathered>,
+}
+
+#[derive(Default)]
+struct Gathered {
     entries: Vec<Entry>,
     by_id: HashMap<FileId, FileIndex>,
     previous: HashMap<FileId, FileRecord>,
@@ -72,15 +78,17 @@ impl Collector {
         Collector {
             content_limit,
             now: clock_gettime(ClockId::Realtime).tv_sec,
-            entries: Vec::new(),
-            by_id: HashMap::new(),
-            previous: HashMap::new(),
+            gathered: Mutex::default(),
         }
     }
 
+    fn gathered(&self) -> MutexGuard<'_, Gathered> {
+        self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes over fingerprints and build ids of files that have not changed since an earlier checkpoint.
-    pub fn remember(&mut self, previous: &[FileRecord]) {
-        self.previous = previous
+    pub fn remember(&self, previous: &[FileRecord]) {
+        self.gathered().previous = previous
             .iter()
             .filter(|record| record.times_tell && !record.uses.writes())
             .map(|record| (record.id, record.clone()))
@@ -94,14 +102,15 @@ impl Collector {
     /// # Errors
     /// Why it cannot be saved.
     pub fn descriptor(
-        &mut self,
+        &self,
         handle: BorrowedFd<'_>,
         link: Option<&[u8]>,
         uses: Uses,
     ) -> Result<FileIndex, Refusal> {
         let stat = fstat(handle).map_err(|error| unreadable(link.unwrap_or_default(), error))?;
         let seen = Seen::from(&stat);
-        let index = match self.by_id.get(&seen.id) {
+        let mut gathered = self.gathered();
+        let index = match gathered.by_id.get(&seen.id) {
             Some(index) => *index,
             None => {
                 let (path, presence, elsewhere) = match locate(&stat, link) {
@@ -117,10 +126,10 @@ impl Collector {
                     }
                 };
                 let local = fstatfs(handle).is_ok_and(|statfs| is_local(&statfs));
-                self.add(&path, presence, seen, elsewhere, local)
+                gathered.add(&path, presence, seen, elsewhere, local)
             }
         };
-        let entry = &mut self.entries[index.0 as usize];
+        let entry = &mut gathered.entries[index.0 as usize];
         entry.record.uses.add(uses);
         if entry.elsewhere && entry.record.uses.writes() {
             return Err(refusal(
@@ -137,7 +146,7 @@ impl Collector {
     ///
     /// # Errors
     /// Why it cannot be saved.
-    pub fn mapping(&mut self, mapping: &Mapping<'_>) -> Result<MappedSource, Refusal> {
+    pub fn mapping(&self, mapping: &Mapping<'_>) -> Result<MappedSource, Refusal> {
         let uses = Uses {
             mapped: true,
             mapped_shared_writable: mapping.shared_writable,
@@ -147,6 +156,7 @@ impl Collector {
             device: rustix::fs::makedev(mapping.device.0, mapping.device.1),
             inode: mapping.inode,
         };
+        let mut gathered = self.gathered();
         for path in candidates(mapping.path) {
             let Ok(stat) = statat(CWD, &path, AtFlags::SYMLINK_NOFOLLOW) else {
                 continue;
@@ -157,14 +167,14 @@ impl Collector {
             if !seen.regular || !same {
                 continue;
             }
-            let index = match self.by_id.get(&seen.id) {
+            let index = match gathered.by_id.get(&seen.id) {
                 Some(index) => *index,
                 None => {
                     let local = statfs.is_ok_and(|statfs| is_local(&statfs));
-                    self.add(&path, Presence::Linked, seen, false, local)
+                    gathered.add(&path, Presence::Linked, seen, false, local)
                 }
             };
-            let entry = &mut self.entries[index.0 as usize];
+            let entry = &mut gathered.entries[index.0 as usize];
             entry.record.uses.add(uses);
             if entry.record.uses.writes() && entry.handle.is_none() {
                 let handle =
@@ -173,15 +183,78 @@ impl Collector {
             }
             return Ok(MappedSource::File(index));
         }
-        match self.by_id.get(&named) {
+        match gathered.by_id.get(&named).copied() {
             Some(index) => {
-                self.entries[index.0 as usize].record.uses.add(uses);
-                Ok(MappedSource::File(*index))
+                gathered.entries[index.0 as usize].record.uses.add(uses);
+                Ok(MappedSource::File(index))
             }
             None => Ok(MappedSource::MemoryOnly),
         }
     }
 
+    /// Stores what must be stored. The tree stands still, and everything has been added.
+    ///
+    /// # Errors
+    /// When a file cannot be read or the image cannot be written.
+    pub fn store(&self, sink: &dyn ContentSink) -> Result<(), EngineError> {
+        let mut gathered = self.gathered();
+        for entry in &mut gathered.entries {
+            let Some(handle) = entry.handle.take() else {
+                continue;
+            };
+            let record = &mut entry.record;
+            let name = || format!("reading {}", record.path);
+            let seen = Seen::from(&fstat(&handle).context(name)?);
+            let file = File::from(handle);
+            if record.presence == Presence::Unlinked || seen.size <= self.content_limit {
+                record.evidence.stored = Some(sink.store_file(&file, seen.size)?);
+            } else {
+                record.evidence.fingerprint =
+                    Fingerprint::take(&file, seen.size, Sampling::WRITTEN).context(name)?;
+            }
+            record.size = seen.size;
+            record.modified = seen.modified;
+            record.changed = seen.changed;
+        }
+        for Entry { record, .. } in &mut gathered.entries {
+            record.times_tell &= !record.uses.mapped_shared_writable
+                && settled(record.modified, self.now)
+                && settled(record.changed, self.now);
+        }
+        Ok(())
+    }
+
+    /// Takes fingerprints and build ids of the files that are only read, and gives the finished table. The program may be
+    /// running again: a file that has changed meanwhile goes without.
+    #[must_use]
+    pub fn finish(self) -> Vec<FileRecord> {
+        let gathered = self
+            .gathered
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        let previous = gathered.previous;
+        gathered
+            .entries
+            .into_iter()
+            .map(|Entry { mut record, .. }| {
+                let reads = record.presence == Presence::Linked && record.uses.any();
+                if reads && !record.uses.writes() {
+                    record.evidence = match previous.get(&record.id) {
+                        Some(old)
+                            if old.uses.mapped == record.uses.mapped && same(old, &record) =>
+                        {
+                            old.evidence.clone()
+                        }
+                        _ => evidence_of_read(&record),
+                    };
+                }
+                record
+            })
+            .collect()
+    }
+}
+
+impl Gathered {
     fn add(
         &mut self,
         path: &Path,
@@ -213,61 +286,6 @@ impl Collector {
         });
         self.by_id.insert(seen.id, index);
         index
-    }
-
-    /// Stores what must be stored. The tree stands still, and everything has been added.
-    ///
-    /// # Errors
-    /// When a file cannot be read or the image cannot be written.
-    pub fn store(&mut self, sink: &dyn ContentSink) -> Result<(), EngineError> {
-        for entry in &mut self.entries {
-            let Some(handle) = entry.handle.take() else {
-                continue;
-            };
-            let record = &mut entry.record;
-            let name = || format!("reading {}", record.path);
-            let seen = Seen::from(&fstat(&handle).context(name)?);
-            let file = File::from(handle);
-            if record.presence == Presence::Unlinked || seen.size <= self.content_limit {
-                record.evidence.stored = Some(sink.store_file(&file, seen.size)?);
-            } else {
-                record.evidence.fingerprint =
-                    Fingerprint::take(&file, seen.size, Sampling::WRITTEN).context(name)?;
-            }
-            record.size = seen.size;
-            record.modified = seen.modified;
-            record.changed = seen.changed;
-        }
-        for Entry { record, .. } in &mut self.entries {
-            record.times_tell &= !record.uses.mapped_shared_writable
-                && settled(record.modified, self.now)
-                && settled(record.changed, self.now);
-        }
-        Ok(())
-    }
-
-    /// Takes fingerprints and build ids of the files that are only read, and gives the finished table. The program may be
-    /// running again: a file that has changed meanwhile goes without.
-    #[must_use]
-    pub fn finish(self) -> Vec<FileRecord> {
-        let previous = self.previous;
-        self.entries
-            .into_iter()
-            .map(|Entry { mut record, .. }| {
-                let reads = record.presence == Presence::Linked && record.uses.any();
-                if reads && !record.uses.writes() {
-                    record.evidence = match previous.get(&record.id) {
-                        Some(old)
-                            if old.uses.mapped == record.uses.mapped && same(old, &record) =>
-                        {
-                            old.evidence.clone()
-                        }
-                        _ => evidence_of_read(&record),
-                    };
-                }
-                record
-            })
-            .collect()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::record::{FileId, Seen};
 use crate::Refusal;
-use rustix::fs::{AtFlags, CWD, Stat, StatFs, statat};
+use rustix::fs::{AtFlags, CWD, FileType, Stat, StatFs, statat};
 use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -224,6 +224,19 @@ pub(crate) fn is_local(statfs: &StatFs) -> bool {
 /// Whether `/proc/PID/maps` may name another device or inode than `stat(2)` does (btrfs subvolumes, overlay layers).
 pub(crate) fn maps_differ(statfs: &StatFs) -> bool {
     matches!(magic(statfs), BTRFS_SUPER_MAGIC | OVERLAYFS_SUPER_MAGIC)
+}
+
+/// What kind of thing it is, for messages.
+pub(crate) fn kind_name(kind: FileType) -> &'static str {
+    match kind {
+        FileType::RegularFile => "a regular file",
+        FileType::Directory => "a directory",
+        FileType::Symlink => "a symbolic link",
+        FileType::Fifo => "a named pipe",
+        FileType::Socket => "a socket",
+        FileType::CharacterDevice | FileType::BlockDevice => "a device",
+        FileType::Unknown => "something else",
+    }
 }
 
 /// A refusal about `object` that is no particular process's; the caller may add one.

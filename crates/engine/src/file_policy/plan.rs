@@ -3,7 +3,7 @@
 use super::beside::{changed_suffix, cut_suffix, free_name, parent};
 use super::collect::open_to_read;
 use super::elf::build_id;
-use super::paths::{PathMap, refusal, show};
+use super::paths::{PathMap, kind_name, refusal, show};
 use super::record::{FileId, FileRecord, Presence, Seen};
 use crate::contents::ContentLoader;
 use crate::restart::ChangedFiles;
@@ -518,16 +518,4 @@ fn is_untouched(record: &FileRecord, seen: Seen) -> bool {
 /// `faccessat(2)` with the effective ids.
 pub(super) fn allowed(path: &Path, access: Access) -> Result<(), Errno> {
     accessat(CWD, path, access, AtFlags::EACCESS)
-}
-
-pub(crate) fn kind_name(kind: FileType) -> &'static str {
-    match kind {
-        FileType::RegularFile => "a regular file",
-        FileType::Directory => "a directory",
-        FileType::Symlink => "a symbolic link",
-        FileType::Fifo => "a named pipe",
-        FileType::Socket => "a socket",
-        FileType::CharacterDevice | FileType::BlockDevice => "a device",
-        FileType::Unknown => "something else",
-    }
 }
