@@ -4,6 +4,7 @@ use crate::calls::{Calls, SCRATCH};
 use crate::checkpoint::Options;
 use crate::descriptors::{self, CaptureContext, ProcessView};
 use crate::error::Context;
+use crate::file_policy::Collector;
 use crate::freeze::{Frozen, FrozenProcess};
 use crate::maps::{self, Vma};
 use crate::memory::{self, Collected, vdso};
@@ -142,11 +143,13 @@ pub fn capture(frozen: &mut Frozen, job: &Job, options: &Options, store: &Store)
         .iter()
         .map(|p| ProcessView { pid: living(p), virtual_pid: p.virtual_pid, name: p.stat.comm.clone() })
         .collect();
+    let files = Collector::new(options.file_content_limit);
     let context = CaptureContext {
         processes: &views,
         stdio: &job.stdio,
         contents: Some(store),
         file_content_limit: options.file_content_limit,
+        files: &files,
     };
     let open = descriptors::capture(&context)?;
     let keeper_status = read_status(job.keeper)?;
@@ -175,6 +178,7 @@ pub fn capture(frozen: &mut Frozen, job: &Job, options: &Options, store: &Store)
     });
     let zombies = zombies.collect();
     let terminal = frozen.processes.iter().any(|process| process.stat.field(7) != 0);
+    files.store(store)?;
     let tree = Tree {
         info: options.info.clone(),
         keeper,
@@ -186,6 +190,7 @@ pub fn capture(frozen: &mut Frozen, job: &Job, options: &Options, store: &Store)
         files: collected.files.files,
         shared: collected.shared.objects.into_iter().map(|(state, _)| state).collect(),
         descriptions: open.descriptions,
+        file_records: files.finish(),
         vdso,
         clocks: clocks(job.keeper),
         requester: options.requester.and_then(|pid| virtual_pids.get(&pid).copied()),
@@ -421,7 +426,9 @@ pub fn check(root: Pid) -> Result<Vec<Refusal>, EngineError> {
         views.push(ProcessView { pid, virtual_pid, name: stat.comm });
     }
     let stdio = [None, None, None];
-    let context = CaptureContext { processes: &views, stdio: &stdio, contents: None, file_content_limit: 0 };
+    let files = Collector::new(0);
+    let context =
+        CaptureContext { processes: &views, stdio: &stdio, contents: None, file_content_limit: 0, files: &files };
     refusals.extend(descriptors::refusals(&context)?);
     Ok(refusals)
 }

@@ -11,6 +11,7 @@ pub mod credentials;
 pub mod descriptors;
 pub mod error;
 pub mod faults;
+pub mod file_policy;
 pub mod job;
 pub mod keeper;
 pub mod memory;

@@ -2,6 +2,7 @@
 
 use crate::checkpoint::JobInfo;
 use crate::descriptors::{Description, Table};
+use crate::file_policy::FileRecord;
 use crate::memory::files::MappedFile;
 use crate::{EngineError, attributes, credentials, memory, signals, threads, timers};
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,8 @@ pub struct Tree {
     pub files: Vec<MappedFile>,
     /// Shared memory.
     pub shared: Vec<memory::shared::State>,
+    /// Files that are open, and what a restart needs to know of them.
+    pub file_records: Vec<FileRecord>,
     /// Open file descriptions.
     pub descriptions: Vec<Description>,
     /// The kernel's code that the processes had.

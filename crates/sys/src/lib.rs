@@ -4,9 +4,8 @@
 //! returns [`std::io::Result`] with the kernel's own error number. This crate and `stasis-tracee` are
 //! the only ones that contain `unsafe`.
 
-pub mod board;
 pub mod id;
-pub mod namespace;
+pub mod lock;
 pub mod pagemap;
 pub mod process;
 pub mod signal;

@@ -25,6 +25,7 @@ pub use capture::{Found, Obstacle, capture, refusals};
 pub use restore::{Opened, Opening, close_high, finish, first_free, install, open_all, plan};
 
 use crate::contents::{ContentId, ContentLoader, ContentSink};
+use crate::file_policy::{Collector, ReadyFiles};
 use crate::restart::ChangedFiles;
 use crate::{EngineError, Refusal};
 use serde::{Deserialize, Serialize};
@@ -103,6 +104,9 @@ pub struct CaptureContext<'a> {
     pub contents: Option<&'a dyn ContentSink>,
     /// Contents of files open for writing are stored up to this many bytes each.
     pub file_content_limit: u64,
+    /// Where the files that the tree has open or mapped are gathered. What they need of contents is stored by
+    /// [`Collector::store`], once everything is captured.
+    pub files: &'a Collector,
 }
 
 impl CaptureContext<'_> {
@@ -137,6 +141,8 @@ pub struct Captured {
 pub struct RestoreContext<'a> {
     /// Where contents come from.
     pub contents: &'a dyn ContentLoader,
+    /// The files that the program had open or mapped, as they must be; `None` when only planning.
+    pub files: Option<&'a ReadyFiles>,
     /// Every descriptor number from here on may be used; see [`first_free`].
     pub first_free: RawFd,
     /// The restart command's own standard input, output and error.
