@@ -171,6 +171,7 @@ pub fn launch(
                     virtual_root: Pid(root),
                     stdio,
                     events,
+                    requester: None,
                     memory: Memory::default(),
                 }),
                 Some((LAUNCH_FAILED, errno)) => Err(EngineError::System {

@@ -144,11 +144,12 @@ fn begin(
     // In a session of its own the supervisor has a share of the processors of its own (scheduler autogroups), so that
     // it can stop many busy threads quickly, and no terminal can send it signals.
     let _ = setsid();
+    let waiting = job.requester.into_iter().collect();
     Ok(Started {
         job,
         socket,
         from,
-        waiting: Vec::new(),
+        waiting,
     })
 }
 

@@ -6,9 +6,11 @@
 
 pub mod descriptor;
 pub mod id;
+pub mod pagemap;
 pub mod process;
 pub mod signal;
 pub mod socket;
 pub mod startup;
+pub mod task;
 
 pub use id::Pid;
