@@ -94,12 +94,11 @@ pub fn checkpoint(
     capture::settle(&frozen, job.keeper)?;
     faults::pass("settled")?;
     progress.step(Step::LivePart);
-    let captured = capture::capture(&mut frozen, job, options, &store)?;
+    let mut captured = capture::capture(&mut frozen, job, options, &store)?;
     faults::pass("captured")?;
     progress.step(Step::Write);
     write_memory(&frozen, &captured, &store)?;
     faults::pass("written")?;
-    let metadata = captured.tree.encode()?;
     let (processes, threads) = (frozen.processes.len(), frozen.processes.iter().map(|p| p.threads.len()).sum());
     let mut pause = paused.elapsed();
     let held = if options.stop {
@@ -111,6 +110,8 @@ pub fn checkpoint(
         faults::pass("resumed")?;
         None
     };
+    captured.tree.files = captured.files.finish();
+    let metadata = captured.tree.encode()?;
     progress.step(Step::Commit);
     faults::pass("committing")?;
     let captured_bytes = store.captured();

@@ -5,7 +5,7 @@
 //! once for all processes ([`shared`]); start and end of heap, stack, arguments and environment ([`layout`]); the vdso
 //! ([`vdso`]).
 //!
-//! Not saved: clean pages of mapped files (they are read from the file, which must not have changed: [`files`]); memory policy of
+//! Not saved: clean pages of mapped files (they are read from the file, which must not have changed: [`crate::file_policy`]); memory policy of
 //! mbind(2), which pages were swapped out.
 //!
 //! Refused by name: huge page file systems, System V segments, rings of io_setup(2) and io_uring, device memory, areas
@@ -14,13 +14,13 @@
 //! Rests on: `VmFlags` of `/proc/PID/smaps`; the page map tells own pages from those of the file (`sys::pagemap`);
 //! `/proc/PID/mem` reads and writes areas of any protection.
 
-pub mod files;
 pub mod layout;
 pub mod restore;
 pub mod shared;
 pub mod vdso;
 
 use crate::error::Context;
+use crate::file_policy::{Collector, FileIndex, MappedSource, Mapping};
 use crate::maps::{self, Vma};
 use crate::{EngineError, Refusal};
 use serde::{Deserialize, Serialize};
@@ -173,8 +173,6 @@ pub fn refusals(virtual_pid: Pid, process: &str, areas: &[Vma]) -> Vec<Refusal> 
 /// Everything that the areas of all processes refer to, collected over the tree.
 #[derive(Debug, Default)]
 pub struct Collected {
-    /// Mapped files.
-    pub files: files::Files,
     /// Shared memory.
     pub shared: shared::Objects,
 }
@@ -183,7 +181,7 @@ pub struct Collected {
 ///
 /// # Errors
 /// When a mapped file cannot be looked at.
-pub fn areas(process: Pid, vmas: &[Vma], collected: &mut Collected) -> Result<Vec<Area>, EngineError> {
+pub fn areas(process: Pid, vmas: &[Vma], files: &Collector, collected: &mut Collected) -> Result<Vec<Area>, EngineError> {
     let mut areas = Vec::with_capacity(vmas.len());
     for vma in vmas {
         let path = vma.path.as_slice();
@@ -197,8 +195,8 @@ pub fn areas(process: Pid, vmas: &[Vma], collected: &mut Collected) -> Result<Ve
         } else if vma.inode == 0 {
             let name = path.strip_prefix(b"[anon:").and_then(|rest| rest.strip_suffix(b"]"));
             Backing::Anonymous { name: name.map(|name| String::from_utf8_lossy(name).into_owned()) }
-        } else if let Some(file) = collected.files.find(vma)? {
-            Backing::File { file, offset: vma.offset }
+        } else if let Some(file) = file_of(vma, files)? {
+            Backing::File { file: file.0, offset: vma.offset }
         } else if vma.shared {
             let object = collected.shared.find(process, vma);
             Backing::Shared { object, offset: vma.offset }
@@ -221,6 +219,25 @@ pub fn areas(process: Pid, vmas: &[Vma], collected: &mut Collected) -> Result<Ve
         });
     }
     Ok(areas)
+}
+
+/// The file that an area is mapped from, where a name or a descriptor leads to it.
+fn file_of(vma: &Vma, files: &Collector) -> Result<Option<FileIndex>, EngineError> {
+    // Shared memory and the kernel's own objects have names that are no paths.
+    if !vma.path.starts_with(b"/") || vma.path.starts_with(b"/memfd:") || vma.path.starts_with(b"/dev/zero") {
+        return Ok(None);
+    }
+    let mapping = Mapping {
+        path: &vma.path,
+        device: (rustix::fs::major(vma.device), rustix::fs::minor(vma.device)),
+        inode: vma.inode,
+        shared_writable: vma.shared && vma.has(b"mw"),
+    };
+    match files.mapping(&mapping) {
+        Ok(MappedSource::File(index)) => Ok(Some(index)),
+        Ok(MappedSource::MemoryOnly) => Ok(None),
+        Err(refusal) => Err(EngineError::Refused(vec![refusal])),
+    }
 }
 
 /// Finds the pages to be stored: of private areas those with contents of their own, of private mappings of vanished

@@ -46,3 +46,11 @@ pub fn syscall_instruction(vmas: &[Vma], memory: &Memory) -> Result<u64, EngineE
     }
     Err(EngineError::Failed("the process has no system call instruction in its memory".into()))
 }
+
+/// Makes the saved vdso of another kernel lead to this kernel's: not possible yet.
+///
+/// # Errors
+/// Always.
+pub fn redirect(_: &crate::model::Tree, _: &crate::model::Process, _: &super::restore::Places, _: &mut crate::calls::Calls<'_>) -> Result<(), EngineError> {
+    Err(EngineError::Failed("the image was made under another kernel".into()))
+}
