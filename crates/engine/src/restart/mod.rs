@@ -404,7 +404,7 @@ impl Maker<'_> {
                 rustix::process::ioctl_tiocsctty(terminal).context(|| "taking the terminal".into())?;
             }
             let lead_group = || -> Result<(), EngineError> {
-                if process::own_id() == tree.outer_group {
+                if process::own_id() == tree.outer_group && tree.outer_group != tree.outer_session {
                     process::set_group(Pid(0)).context(|| "making a process group".into())?;
                 }
                 let keeper = self.fork(Some(tree.keeper), || self.make_keeper())?;
