@@ -92,6 +92,7 @@ pub fn plan(image: &Image, options: &Options, progress: &dyn Progress) -> Result
     let mut refusals = Vec::new();
     let strategy = choose(options.strategy, &tree, &births, &mut refusals);
     owner(&tree, &mut refusals);
+    kernel(&tree, &mut refusals)?;
     let wanted = PlanOptions {
         changed: options.changed_files,
         map: PathMap::new(&options.map_path),
@@ -176,6 +177,26 @@ fn owner(tree: &Tree, refusals: &mut Vec<Refusal>) {
             "only its own user or root can restart it",
         ));
     }
+}
+
+/// A thread inside the vdso can only go on under the kernel that made it.
+fn kernel(tree: &Tree, refusals: &mut Vec<Refusal>) -> Result<(), EngineError> {
+    if crate::memory::vdso::own()? == tree.vdso && !faults::asked("other-vdso") {
+        return Ok(());
+    }
+    for process in &tree.processes {
+        let inside = |thread: &&crate::threads::State| crate::memory::vdso::holds(&process.memory.areas, thread.registers.rip);
+        if let Some(thread) = process.threads.iter().find(inside) {
+            let reason = "it was stopped inside the vdso, the code of a kernel that is not this host's".to_owned();
+            let hint = "restart an earlier or later checkpoint, or this one under the kernel that it was made under";
+            refusals.push(Refusal {
+                pid: Some(process.pid),
+                process: process.name(),
+                ..refusal(&format!("thread {}", thread.virtual_tid), reason, hint)
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Descriptor numbers of what the restoring supervisor maps into processes: the same in all of them.

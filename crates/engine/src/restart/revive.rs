@@ -145,7 +145,7 @@ fn prepare<'a>(
     running.interrupt()?;
     let stopped = running.wait(STOP_LIMIT, &mut Born::default())?;
     let now = maps::read(pid)?;
-    let same_vdso = vdso::contents(&now, memory)? == tree.vdso;
+    let same_vdso = !faults::asked("other-vdso") && vdso::contents(&now, memory)? == tree.vdso;
     let mut places = areas::places(&saved.memory, &now)?;
     let instruction = vdso::syscall_instruction(&now, memory)?;
     let rseq = stopped.rseq()?;
@@ -179,7 +179,7 @@ impl Finishing<'_> {
         let Reviving { saved, pid, mut calls, places } = one;
         areas::finish_areas(&saved.memory, &places, self.same_vdso, &mut calls, notes)?;
         if !self.same_vdso {
-            vdso::redirect(self.saved, saved, &places, &mut calls)?;
+            vdso::redirect(&self.saved.vdso, &saved.memory.areas, &places, &mut calls)?;
         }
         let named = layout::restore_remotely(&saved.memory.layout, self.executable, &mut calls)?;
         if !named {
