@@ -13,7 +13,10 @@ use super::record::{Evidence, FileId, FileIndex, FileRecord, Presence, Seen, Tim
 use crate::contents::ContentSink;
 use crate::error::Context;
 use crate::{EngineError, Refusal};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, fcntl_getfl, fstat, fstatfs, open, statat, statfs};
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, SeekFrom, fcntl_getfl, fstat, fstatfs, open, seek, statat, statfs,
+    tell,
+};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::time::{ClockId, clock_gettime};
 use std::collections::HashMap;
@@ -53,6 +56,8 @@ struct Entry {
     record: FileRecord,
     /// A way to its bytes, for what must be stored.
     handle: Option<OwnedFd>,
+    /// The handle is a duplicate of the program's own description.
+    is_shared: bool,
     /// It has names, but none that could be found.
     elsewhere: bool,
 }
@@ -75,9 +80,14 @@ impl Collector {
     /// Contents of files with a name are stored up to `content_limit` bytes each.
     #[must_use]
     pub fn new(content_limit: u64) -> Collector {
+        Collector::at(content_limit, clock_gettime(ClockId::Realtime).tv_sec)
+    }
+
+    /// A collector that takes the time to be `now`, in seconds since 1970.
+    pub(super) fn at(content_limit: u64, now: i64) -> Collector {
         Collector {
             content_limit,
-            now: clock_gettime(ClockId::Realtime).tv_sec,
+            now,
             gathered: Mutex::default(),
         }
     }
@@ -206,11 +216,20 @@ impl Collector {
             let name = || format!("reading {}", record.path);
             let seen = Seen::from(&fstat(&handle).context(name)?);
             let file = File::from(handle);
+            // Whoever looks for holes moves the offset, which is the program's where the description is.
+            let offset = if entry.is_shared {
+                Some(tell(&file).context(name)?)
+            } else {
+                None
+            };
             if record.presence == Presence::Unlinked || seen.size <= self.content_limit {
                 record.evidence.stored = Some(sink.store_file(&file, seen.size)?);
             } else {
                 record.evidence.fingerprint =
                     Fingerprint::take(&file, seen.size, Sampling::WRITTEN).context(name)?;
+            }
+            if let Some(offset) = offset {
+                seek(&file, SeekFrom::Start(offset)).context(name)?;
             }
             record.size = seen.size;
             record.modified = seen.modified;
@@ -282,6 +301,7 @@ impl Gathered {
         self.entries.push(Entry {
             record,
             handle: None,
+            is_shared: false,
             elsewhere,
         });
         self.by_id.insert(seen.id, index);
@@ -341,6 +361,7 @@ impl Entry {
                 if !fcntl_getfl(handle).is_ok_and(readable) {
                     return Err(unreadable(&self.record.path.0, error));
                 }
+                self.is_shared = true;
                 fcntl_dupfd_cloexec(handle, 3)
                     .map_err(|error| unreadable(&self.record.path.0, error))?
             }

@@ -50,3 +50,6 @@ pub use fingerprint::{Fingerprint, Sampling};
 pub use paths::{PathBytes, PathMap};
 pub use plan::{FilePlan, PlanOptions, plan};
 pub use record::{Evidence, FileId, FileIndex, FileRecord, Presence, Timestamp, Uses};
+
+#[cfg(test)]
+mod tests;
