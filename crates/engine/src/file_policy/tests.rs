@@ -21,12 +21,15 @@ use std::time::{Duration, SystemTime};
 
 const LIMIT: u64 = 4 << 20;
 
-/// An image in memory: for each content its runs of data.
+/// The runs of data of a content: where, and what.
+type Runs = Vec<(u64, Vec<u8>)>;
+
+/// An image in memory.
 #[derive(Default, Serialize, Deserialize)]
-struct Image(Mutex<Vec<Vec<(u64, Vec<u8>)>>>);
+struct Image(Mutex<Vec<Runs>>);
 
 impl Image {
-    fn runs(&self, content: ContentId) -> Vec<(u64, Vec<u8>)> {
+    fn runs(&self, content: ContentId) -> Runs {
         self.0.lock().expect("lock")[content.0 as usize].clone()
     }
     fn count(&self) -> usize {
