@@ -9,13 +9,14 @@
 use super::elf::build_id;
 use super::fingerprint::{Fingerprint, Sampling};
 use super::paths::{Location, PathBytes, is_local, locate, maps_differ, refusal};
+use super::plan::allowed;
 use super::record::{Evidence, FileId, FileIndex, FileRecord, Presence, Seen, Timestamp, Uses};
 use crate::contents::ContentSink;
 use crate::error::Context;
 use crate::{EngineError, Refusal};
 use rustix::fs::{
-    AtFlags, CWD, Mode, OFlags, SeekFrom, fcntl_getfl, fstat, fstatfs, open, seek, statat, statfs,
-    tell,
+    Access, AtFlags, CWD, Mode, OFlags, SeekFrom, fcntl_getfl, fstat, fstatfs, open, seek, statat,
+    statfs, tell,
 };
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::time::{ClockId, clock_gettime};
@@ -45,7 +46,8 @@ pub struct Mapping<'a> {
 pub enum MappedSource {
     /// From this file.
     File(FileIndex),
-    /// No name leads to it and no descriptor does: only the pages that are mapped can be read, through the memory.
+    /// No name leads to it and no descriptor does, or it may not be read: only the pages that are mapped can be read,
+    /// through the memory.
     MemoryOnly,
 }
 
@@ -176,6 +178,10 @@ impl Collector {
             let same = seen.id == named || statfs.as_ref().is_ok_and(maps_differ);
             if !seen.regular || !same {
                 continue;
+            }
+            // A program that may be executed but not read.
+            if !mapping.shared_writable && allowed(&path, Access::READ_OK).is_err() {
+                return Ok(MappedSource::MemoryOnly);
             }
             let index = match gathered.by_id.get(&seen.id) {
                 Some(index) => *index,

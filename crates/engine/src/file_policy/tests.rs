@@ -532,7 +532,8 @@ fn a_deleted_file_comes_back_without_a_name() {
     world.write("scratch", b"somebody else's");
     world.checkpoint(&[(&file, WRITE)]);
     assert_eq!(world.records[0].presence, Presence::Unlinked);
-    let ready = world.restart();
+    let mut ready = world.restart();
+    ready.raise(500).expect("moved");
     let reader = File::from(ready.open(FileIndex(0), OFlags::RDONLY).expect("open"));
     let writer = File::from(ready.open(FileIndex(0), OFlags::WRONLY).expect("open"));
     ready.finish();
@@ -652,6 +653,26 @@ fn names_are_bytes() {
         .path()
         .join(OsStr::from_bytes(b"\xff\n\x80.stasis-cut-000007-at-3"));
     assert_eq!(fs::read(kept).expect("readable"), b"d");
+}
+
+#[test]
+fn a_path_longer_than_a_page_is_refused() {
+    let world = World::new();
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let name = "d".repeat(250);
+    let mut at = rustix::fs::open(world.dir.path(), flags, Mode::empty()).expect("open");
+    for _ in 0..20 {
+        rustix::fs::mkdirat(&at, &name, Mode::RWXU).expect("mkdir");
+        at = rustix::fs::openat(&at, &name, flags, Mode::empty()).expect("open");
+    }
+    let making = OFlags::CREATE | OFlags::RDWR;
+    let file = rustix::fs::openat(&at, "out", making, Mode::RWXU).expect("create");
+    let text = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let error = text.expect_err("too long").raw_os_error();
+    assert_eq!(error, Some(rustix::io::Errno::NAMETOOLONG.raw_os_error()));
+    let refused = Collector::new(LIMIT).descriptor(file.as_fd(), None, WRITE);
+    let reason = refused.expect_err("refused").reason;
+    assert!(reason.contains("longer than 4096 bytes"), "{reason}");
 }
 
 #[test]
@@ -834,14 +855,20 @@ fn reading_through_the_programs_own_description_leaves_its_offset() {
 }
 
 #[test]
-fn a_locked_file_is_not_changed() {
+fn a_file_that_somebody_works_on_is_not_changed() {
     let world = World::with_written("out", b"abc");
     append(&world.at("out"), b"d");
-    let other = open_rw(&world.at("out"));
-    rustix::fs::flock(&other, rustix::fs::FlockOperation::LockExclusive).expect("lock");
-    let text = world.problem(ChangedFiles::Accept);
+    let writer = open_rw(&world.at("out"));
+    let text = world.problem(ChangedFiles::Refuse);
+    assert!(text.contains("has it open for writing"), "{text}");
+    rustix::fs::flock(&writer, rustix::fs::FlockOperation::LockExclusive).expect("lock");
+    let text = world.problem(ChangedFiles::Refuse);
     assert!(text.contains("holds a lock on it"), "{text}");
-    drop(other);
+    let accepting = world.plan_with(ChangedFiles::Accept);
+    assert_eq!(accepting.problems, []);
+    apply(&accepting, &world.records, &world.image).expect("applied");
+    assert_eq!(world.read("out"), b"abcd", "accepted as it is");
+    drop(writer);
     world.restart();
     assert_eq!(world.read("out"), b"abc");
 }
