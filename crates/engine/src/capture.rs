@@ -59,7 +59,7 @@ fn read_status(id: Pid) -> Result<String, EngineError> {
 }
 
 /// A process by a thread that lives: `/proc` shows little of a process whose first thread has ended.
-fn living(process: &FrozenProcess) -> Pid {
+pub(crate) fn living(process: &FrozenProcess) -> Pid {
     process.threads.first().map_or(process.pid, |thread| thread.tid)
 }
 
@@ -275,7 +275,6 @@ fn capture_process(
         Ok(Some((signals, timers)))
     })?;
     let areas = memory::areas(frozen.pid, &vmas, files, collected)?;
-    let pages = memory::pages(id, &vmas, &areas)?;
     Ok(Process {
         pid: frozen.virtual_pid,
         parent,
@@ -288,8 +287,8 @@ fn capture_process(
             areas,
             layout,
             contents: store.number(),
-            guards: pages.guards,
-            stored: pages.own,
+            guards: Vec::new(),
+            stored: Vec::new(),
         },
         signals,
         timers,

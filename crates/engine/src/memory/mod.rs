@@ -80,6 +80,9 @@ pub struct Area {
     pub locked: Option<bool>,
     /// Sealed by mseal(2).
     pub sealed: bool,
+    /// A private mapping of a file whose name is gone: its pages are all that is known of it.
+    #[serde(skip)]
+    pub vanished: bool,
 }
 
 /// The memory of one process.
@@ -102,12 +105,6 @@ impl State {
     #[must_use]
     pub fn stored_bytes(&self) -> u64 {
         self.stored.iter().map(|range| range.end - range.start).sum()
-    }
-
-    /// What the image writer is asked to store.
-    #[must_use]
-    pub fn runs(&self) -> Vec<Run> {
-        self.stored.iter().map(|range| Run { offset: range.start, len: range.end - range.start }).collect()
     }
 }
 
@@ -188,6 +185,7 @@ pub fn areas(process: Pid, vmas: &[Vma], files: &Collector, collected: &mut Coll
         if path == b"[vsyscall]" {
             continue;
         }
+        let mut vanished = false;
         let backing = if path == b"[vdso]" {
             Backing::Vdso
         } else if path.starts_with(b"[vvar") {
@@ -201,7 +199,7 @@ pub fn areas(process: Pid, vmas: &[Vma], files: &Collector, collected: &mut Coll
             let object = collected.shared.find(process, vma);
             Backing::Shared { object, offset: vma.offset }
         } else {
-            // A private mapping of a file whose name is gone: its pages are all that is known of it.
+            vanished = true;
             Backing::Anonymous { name: None }
         };
         let flag = |code: &[u8; 2]| vma.has(code);
@@ -216,6 +214,7 @@ pub fn areas(process: Pid, vmas: &[Vma], files: &Collector, collected: &mut Coll
             advice: ADVICE.iter().filter(|(code, _)| vma.has(code)).map(|(_, advice)| *advice).collect(),
             locked: flag(b"lo").then(|| flag(b"lf")),
             sealed: flag(b"sl"),
+            vanished,
         });
     }
     Ok(areas)
@@ -240,30 +239,41 @@ fn file_of(vma: &Vma, files: &Collector) -> Result<Option<FileIndex>, EngineErro
     }
 }
 
-/// Finds the pages to be stored: of private areas those with contents of their own, of private mappings of vanished
-/// files every page that can be read.
+impl Area {
+    /// Whether its private contents are the image's to keep.
+    fn has_contents(&self) -> bool {
+        !self.shared && !self.droppable && !matches!(self.backing, Backing::Vdso | Backing::Vvar(_))
+    }
+
+    /// Whether a forked copy of the process has these contents too.
+    #[must_use]
+    pub fn is_in_twin(&self) -> bool {
+        !self.advice.contains(&libc::MADV_DONTFORK) && !self.advice.contains(&libc::MADV_WIPEONFORK)
+    }
+}
+
+/// Finds the pages to be stored of the areas that `wanted` picks: those with contents of their own, and of private mappings of
+/// vanished files every page. `process` is the process or its twin.
 ///
 /// # Errors
 /// When the page map cannot be read.
-pub fn pages(process: Pid, vmas: &[Vma], areas: &[Area]) -> Result<Pages, EngineError> {
+pub fn pages(process: Pid, areas: &[Area], wanted: impl Fn(&Area) -> bool, pages: &mut Pages) -> Result<(), EngineError> {
     let looking = || format!("reading the page map of process {process}");
     let mut map = Pagemap::open(process).context(looking)?;
-    let mut pages = Pages::default();
-    let mut by_start = vmas.iter().peekable();
-    for area in areas {
-        if area.shared || area.droppable || matches!(area.backing, Backing::Vdso | Backing::Vvar(_)) {
-            continue;
-        }
-        while by_start.next_if(|vma| vma.range.start < area.range.start).is_some() {}
-        let vanished = by_start.peek().is_some_and(|vma| vma.inode != 0)
-            && matches!(area.backing, Backing::Anonymous { .. });
-        if vanished {
+    for area in areas.iter().filter(|area| area.has_contents() && wanted(area)) {
+        if area.vanished {
             pages.own.push(area.range.clone());
         } else {
-            map.look(area.range.clone(), &mut pages).context(looking)?;
+            map.look(area.range.clone(), pages).context(looking)?;
         }
     }
-    Ok(pages)
+    Ok(())
+}
+
+/// What the image writer is asked to store.
+#[must_use]
+pub fn runs(pages: &[Range<u64>]) -> Vec<Run> {
+    pages.iter().map(|range| Run { offset: range.start, len: range.end - range.start }).collect()
 }
 
 /// Reads the areas of a process with all that is needed here.
