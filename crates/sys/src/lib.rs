@@ -4,10 +4,16 @@
 //! returns [`std::io::Result`] with the kernel's own error number. This crate and `stasis-tracee` are
 //! the only ones that contain `unsafe`.
 
+pub mod descriptor;
+pub mod epoll;
 pub mod id;
+pub mod kcmp;
 pub mod pagemap;
+pub mod pidfd;
 pub mod process;
 pub mod signal;
 pub mod task;
+pub mod terminal;
+pub mod timerfd;
 
 pub use id::Pid;

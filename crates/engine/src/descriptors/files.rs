@@ -15,6 +15,11 @@ impl State {
     pub fn path(&self) -> String {
         String::new()
     }
+    /// It can only be opened, by [`restore_late`], when the processes of the tree exist.
+    #[must_use]
+    pub fn is_late(&self) -> bool {
+        false
+    }
     /// The offset that it had.
     #[must_use]
     pub fn offset(&self) -> u64 {
@@ -42,5 +47,14 @@ pub fn plan(state: &State, ctx: &RestoreContext, plan: &mut Plan) {
 /// When it is missing or does not match.
 pub fn restore(state: &State, opening: &mut Opening) -> Result<OwnedFd, EngineError> {
     let _ = (state, opening);
+    Err(EngineError::Failed("not built".into()))
+}
+
+/// Opens what [`State::is_late`], in one of the processes.
+///
+/// # Errors
+/// The kernel's.
+pub fn restore_late(state: &State) -> Result<OwnedFd, EngineError> {
+    let _ = state;
     Err(EngineError::Failed("not built".into()))
 }
