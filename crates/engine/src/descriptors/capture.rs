@@ -36,8 +36,8 @@ pub struct Found<'a> {
     pub info: FdInfo,
     /// `stat(2)` of what it is open on.
     pub stat: rustix::fs::Stat,
-    /// The first description on the same inode, where that is another one before it in the list. It was captured as the
-    /// same kind, unless it is one of the job's standard streams.
+    /// The first description on the same inode that is none of the job's standard streams, where that is another one
+    /// before this in the list.
     pub earlier: Option<DescriptionId>,
     /// Every descriptor that refers to it: place of the process in [`CaptureContext::processes`], and number.
     pub holders: Vec<(usize, RawFd)>,
@@ -93,7 +93,14 @@ impl Found<'_> {
     pub fn duplicate(&self) -> Result<OwnedFd, EngineError> {
         let what = || format!("looking at {self} of process {}", self.process.virtual_pid);
         let pid = rustix::process::Pid::from_raw(self.process.pid.0).ok_or(EngineError::Gone)?;
-        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).context(what)?;
+        let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+            // The process goes by the id of a living thread, its first one having ended.
+            Err(Errno::NOENT | Errno::INVAL) => {
+                rustix::process::pidfd_open(pid, PidfdFlags::from_bits_retain(PIDFD_THREAD))
+            }
+            opened => opened,
+        };
+        let pidfd = pidfd.context(what)?;
         rustix::process::pidfd_getfd(pidfd, self.fd, PidfdGetfdFlags::empty()).context(what)
     }
 
@@ -116,6 +123,9 @@ impl std::fmt::Display for Found<'_> {
     }
 }
 
+/// `PIDFD_THREAD` (Linux 6.9 and newer).
+const PIDFD_THREAD: u32 = 0o200;
+
 /// Captures all descriptors of the tree.
 ///
 /// # Errors
@@ -123,19 +133,27 @@ impl std::fmt::Display for Found<'_> {
 pub fn capture(ctx: &CaptureContext) -> Result<Captured, EngineError> {
     let (founds, tables) = survey(ctx)?;
     let whole = Survey::new(ctx, &founds, &tables);
-    let mut captured = Captured {
-        tables,
-        ..Captured::default()
-    };
+    let mut captured = Captured::default();
     let mut refused = Vec::new();
-    for index in 0..founds.len() {
+    for (index, found) in founds.iter().enumerate() {
         match describe(&whole, index) {
             Ok(description) => captured.descriptions.push(description),
             Err(Obstacle::Refused(refusal)) => refused.push(refusal),
             Err(Obstacle::Error(error)) if ctx.contents.is_none() && vanished(&error) => {}
+            Err(Obstacle::Error(EngineError::System { source, .. }))
+                if ctx.contents.is_none() && source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                let reason = format!("it may not be looked at: {source}");
+                let hint = "look at a program of your own that was started by stasis";
+                if let Obstacle::Refused(refusal) = found.refuse(reason, hint) {
+                    refused.push(refusal);
+                }
+            }
             Err(Obstacle::Error(error)) => return Err(error),
         }
     }
+    drop(whole);
+    captured.tables = tables;
     captured.inodes = founds.iter().map(Found::inode).collect();
     match locks::capture(ctx, &mut captured) {
         Err(EngineError::Refused(more)) => refused.extend(more),
@@ -316,8 +334,13 @@ fn survey<'a>(ctx: &CaptureContext<'a>) -> Result<(Vec<Found<'a>>, Vec<Table>), 
         }
         tables.push(table);
     }
+    // What stands in for a standard stream after a restart need not be on that inode any more.
+    let own = stdio::Streams::new(ctx.stdio);
     let mut first: HashMap<(u64, u64), DescriptionId> = HashMap::new();
     for (index, found) in founds.iter_mut().enumerate() {
+        if !stdio::streams(&own, ctx.stdio, found).is_empty() {
+            continue;
+        }
         let id = DescriptionId(index as u32);
         let on_inode = *first.entry(found.inode()).or_insert(id);
         found.earlier = (on_inode != id).then_some(on_inode);
