@@ -9,7 +9,7 @@
 //! - A file is opened for a new description through its path, or, without a name, through `/proc/self/fd`, which checks the
 //!   permissions of the file anew: what the program opened before a `chmod` took the permission away cannot be opened again.
 //! - The files of `/proc`, `/sys` and the like are windows into the kernel: they are opened again, not compared. What belongs
-//!   to a process can only be opened when that exists: [`is_late`].
+//!   to a process can only be opened when that exists: [`State::is_late`].
 
 pub mod proc;
 
@@ -165,7 +165,7 @@ fn of_process(mut refusal: crate::Refusal, found: &Found) -> Obstacle {
 }
 
 /// Adds to `plan` what [`restore`] is going to do, or why it cannot. Files of the table are planned for by
-/// [`crate::file_policy::plan`].
+/// [`crate::file_policy::plan()`].
 pub fn plan(state: &State, ctx: &RestoreContext, plan: &mut Plan) {
     let (path, file_type) = match &state.target {
         Target::File(_) => return,
