@@ -1,6 +1,6 @@
 //! Turning the skeleton into the program: memory, threads, registers, and then all at once: go.
 
-use super::fill;
+use super::{fill, ids};
 use super::{Numbers, Options, Plan, Strategy};
 use crate::calls::Calls;
 use crate::error::Context;
@@ -12,7 +12,7 @@ use crate::timed_calls::{self, Sleeping};
 use crate::{EngineError, attributes, credentials, faults, maps, signals, threads, timers, tree};
 use stasis_image::{Image, ObjectId};
 use stasis_sys::Pid;
-use stasis_tracee::{Born, Memory, Registers, Running, Stopped};
+use stasis_tracee::{Born, Memory, Registers, Remote, Running, Stopped};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -80,7 +80,7 @@ pub fn revive(
     let may_name_executable = plan.strategy != Strategy::Burn;
     for (n, one) in reviving.into_iter().enumerate() {
         let executable = may_name_executable.then_some(numbers.executables + n as i32);
-        let context = Finishing { saved, numbers, executable, same_vdso };
+        let context = Finishing { saved, numbers, executable, same_vdso, strategy: plan.strategy };
         ready.extend(context.finish(one, &mut sleeping, notes)?);
     }
     for (process, pid) in saved.processes.iter().zip(&pids) {
@@ -167,6 +167,7 @@ struct Finishing<'a> {
     numbers: &'a Numbers,
     executable: Option<i32>,
     same_vdso: bool,
+    strategy: Strategy,
 }
 
 impl Finishing<'_> {
@@ -261,16 +262,38 @@ impl Finishing<'_> {
             let id_at = calls.put_at(ID_AT, &state.virtual_tid.0.to_le_bytes())?;
             let mut arguments = [0u64; 11];
             arguments[0] = FLAGS as u64;
-            arguments[8] = id_at;
-            arguments[9] = 1;
+            if self.strategy != Strategy::Burn {
+                arguments[8] = id_at;
+                arguments[9] = 1;
+            }
             let bytes: Vec<u8> = arguments.iter().flat_map(|word| word.to_le_bytes()).collect();
             let address = calls.put(&bytes)?;
-            let tid = calls.remote.clone_call("clone3", libc::SYS_clone3, &[address, bytes.len() as u64]).map_err(
-                |error| EngineError::Failed(format!("making thread {}: {error}", state.virtual_tid)),
-            )?;
-            let stopped = Running::born(tid).wait(STOP_LIMIT, &mut Born::default())?;
+            let arguments = [address, bytes.len() as u64];
+            let stopped = self.make_thread(state.virtual_tid, calls, &arguments)?;
             made.push(Calls::join(stopped, instruction, false, memory, scratch)?);
         }
         Ok(made)
+    }
+
+    /// Makes one thread with its id.
+    fn make_thread(&self, want: Pid, calls: &mut Calls<'_>, arguments: &[u64]) -> Result<Stopped, EngineError> {
+        /// Others on the host take ids at the same time.
+        const ROUNDS: usize = 64;
+        let making = || format!("making thread {want}");
+        for _ in 0..ROUNDS {
+            if self.strategy == Strategy::Burn {
+                ids::burn_until(want).context(making)?;
+            }
+            let tid = calls
+                .remote
+                .clone_call("clone3", libc::SYS_clone3, arguments)
+                .map_err(|error| EngineError::Failed(format!("{}: {error}", making())))?;
+            let stopped = Running::born(tid).wait(STOP_LIMIT, &mut Born::default())?;
+            if self.strategy != Strategy::Burn || tid == want {
+                return Ok(stopped);
+            }
+            Remote::begin(stopped, calls.remote.instruction(), false)?.end()?;
+        }
+        Err(EngineError::Failed(format!("{}: its id is always taken by others", making())))
     }
 }
