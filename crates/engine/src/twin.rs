@@ -64,9 +64,9 @@ fn fork(process: &mut FrozenProcess) -> Result<Twin, EngineError> {
 fn fork_by(remote: &mut Remote, instruction: u64, ignores_trap: bool) -> Result<Twin, EngineError> {
     let flags = (libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_FS) as u64 | SIGNAL_NONE;
     let intermediate = remote.clone_without_stack("clone", libc::SYS_clone, &[flags, 0, 0, 0, 0])?;
-    let twin = fork_twin(intermediate, instruction, ignores_trap);
+    let twin = fork_twin(intermediate.tid, instruction, ignores_trap);
     // Its end is nobody's news but has to be taken note of, or it would stay a zombie of the program.
-    remote.call("wait4", libc::SYS_wait4, &[intermediate.0 as u64, 0, libc::__WALL as u64, 0])?;
+    remote.call("wait4", libc::SYS_wait4, &[intermediate.virtual_tid.0 as u64, 0, libc::__WALL as u64, 0])?;
     twin
 }
 
@@ -76,7 +76,7 @@ fn fork_twin(intermediate: Pid, instruction: u64, ignores_trap: bool) -> Result<
     let mut remote = Remote::begin(stopped, instruction, ignores_trap)?;
     let made = remote.clone_without_stack("clone", libc::SYS_clone, &[SIGNAL_NONE, 0, 0, 0, 0]);
     remote.end()?;
-    let pid = made?;
+    let pid = made?.tid;
     let mut stopped = Running::born(pid).wait(LIMIT, &mut Born::default())?;
     stopped.die_with_us()?;
     let mut remote = Remote::begin(stopped, instruction, ignores_trap)?;

@@ -25,6 +25,15 @@ pub struct Remote {
     working: Registers,
 }
 
+/// What a remote call has made.
+#[derive(Clone, Copy, Debug)]
+pub struct Child {
+    /// Its id, as the supervisor sees it.
+    pub tid: Pid,
+    /// Its id, as its maker sees it.
+    pub virtual_tid: Pid,
+}
+
 impl Remote {
     /// Begins. `instruction` is the address of a `syscall` instruction in the thread's memory; `ignores_trap` tells that
     /// the program ignores SIGTRAP.
@@ -81,9 +90,9 @@ impl Remote {
     ///
     /// # Errors
     /// As [`Remote::call`].
-    pub fn clone_call(&mut self, name: &'static str, number: i64, arguments: &[u64]) -> Result<Pid, TraceError> {
+    pub fn clone_call(&mut self, name: &'static str, number: i64, arguments: &[u64]) -> Result<Child, TraceError> {
         match self.call_with_birth(name, number, arguments)? {
-            (_, Some(child)) => Ok(child),
+            (virtual_tid, Some(tid)) => Ok(Child { tid, virtual_tid: Pid(virtual_tid as i32) }),
             (_, None) => Err(TraceError::Unexpected { what: name, tid: self.tid, status: 0 }),
         }
     }
@@ -97,7 +106,7 @@ impl Remote {
         name: &'static str,
         number: i64,
         arguments: &[u64],
-    ) -> Result<Pid, TraceError> {
+    ) -> Result<Child, TraceError> {
         let stack = std::mem::replace(&mut self.working.rsp, 0);
         let made = self.clone_call(name, number, arguments);
         self.working.rsp = stack;

@@ -287,7 +287,8 @@ impl Finishing<'_> {
             let tid = calls
                 .remote
                 .clone_call("clone3", libc::SYS_clone3, arguments)
-                .map_err(|error| EngineError::Failed(format!("{}: {error}", making())))?;
+                .map_err(|error| EngineError::Failed(format!("{}: {error}", making())))?
+                .tid;
             let stopped = Running::born(tid).wait(STOP_LIMIT, &mut Born::default())?;
             if self.strategy != Strategy::Burn || tid == want {
                 return Ok(stopped);
