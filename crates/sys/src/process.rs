@@ -237,7 +237,11 @@ pub fn sleep_for_ever() -> ! {
 pub fn set_group(group: Pid) -> io::Result<()> {
     // SAFETY: setpgid takes no pointers.
     let rc = unsafe { libc::setpgid(0, group.0) };
-    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// The process group of the calling process.
@@ -254,7 +258,11 @@ pub fn group() -> Pid {
 pub fn new_session() -> io::Result<()> {
     // SAFETY: setsid takes no pointers.
     let rc = unsafe { libc::setsid() };
-    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// The process id as the kernel says it now, in the caller's own pid namespace.
@@ -267,7 +275,10 @@ pub fn own_id() -> Pid {
 /// Ends the calling process with the raw wait status `status`: exits with its code or dies of its signal, without a core dump.
 pub fn end_with(status: WaitStatus) -> ! {
     if let Some(signal) = status.killed_by() {
-        let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        let none = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
         // SAFETY: the pointer is to a live structure.
         unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) };
         let _ = signal::set_default(signal);

@@ -37,8 +37,8 @@ pub use capture::{Found, Obstacle, capture, refusals};
 pub use restore::{Opened, Opening, close_high, finish, first_free, install, open_all, plan, seal};
 
 use crate::contents::{ContentId, ContentLoader, ContentSink};
-use crate::file_policy::{Collector, ReadyFiles};
 use crate::error::Context;
+use crate::file_policy::{Collector, ReadyFiles};
 use crate::restart::ChangedFiles;
 use crate::{EngineError, Refusal};
 use rustix::fs::{Mode, OFlags};

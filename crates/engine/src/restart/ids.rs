@@ -130,8 +130,10 @@ pub fn may_choose_ids() -> bool {
     const CAP_CHECKPOINT_RESTORE: u32 = 40;
     const CAP_SYS_ADMIN: u32 = 21;
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = crate::tree::status_field(&status, "CapEff").and_then(|hex| u64::from_str_radix(hex, 16).ok());
-    effective.is_some_and(|set| set >> CAP_CHECKPOINT_RESTORE & 1 == 1 || set >> CAP_SYS_ADMIN & 1 == 1)
+    let effective = crate::tree::status_field(&status, "CapEff")
+        .and_then(|hex| u64::from_str_radix(hex, 16).ok());
+    effective
+        .is_some_and(|set| set >> CAP_CHECKPOINT_RESTORE & 1 == 1 || set >> CAP_SYS_ADMIN & 1 == 1)
 }
 
 /// Tries, in a child, whether user, pid, mount and time namespaces can be made.
@@ -154,5 +156,8 @@ pub fn namespaces_work() -> bool {
 #[must_use]
 pub fn taken<'a>(ids: impl IntoIterator<Item = &'a Pid>) -> Vec<Pid> {
     // Threads have no entry in /proc's listing, but can be looked up.
-    ids.into_iter().copied().filter(|id| std::path::Path::new(&format!("/proc/{id}")).exists()).collect()
+    ids.into_iter()
+        .copied()
+        .filter(|id| std::path::Path::new(&format!("/proc/{id}")).exists())
+        .collect()
 }

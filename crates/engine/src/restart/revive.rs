@@ -1,7 +1,7 @@
 //! Turning the skeleton into the program: memory, threads, registers, and then all at once: go.
 
-use super::{fill, ids};
 use super::{Numbers, Options, Plan, Strategy};
+use super::{fill, ids};
 use crate::calls::Calls;
 use crate::error::Context;
 use crate::memory::restore::{self as areas, Descriptors, Places};
@@ -53,9 +53,16 @@ pub fn revive(
     let saved = &*plan.tree;
     let hosts = host_ids(plan.strategy);
     let find = |pid: Pid| {
-        hosts.get(&pid).copied().ok_or_else(|| EngineError::Failed(format!("process {pid} was not made")))
+        hosts
+            .get(&pid)
+            .copied()
+            .ok_or_else(|| EngineError::Failed(format!("process {pid} was not made")))
     };
-    let pids: Vec<Pid> = saved.processes.iter().map(|process| find(process.pid)).collect::<Result<_, _>>()?;
+    let pids: Vec<Pid> = saved
+        .processes
+        .iter()
+        .map(|process| find(process.pid))
+        .collect::<Result<_, _>>()?;
     check_relations(saved, &pids, &hosts)?;
     let memories: Vec<Memory> = pids
         .iter()
@@ -70,8 +77,12 @@ pub fn revive(
         reviving.push(one);
     }
     faults::pass("mapped")?;
-    let objects: HashMap<ObjectId, &Memory> =
-        saved.processes.iter().map(|process| ObjectId(process.memory.contents)).zip(&memories).collect();
+    let objects: HashMap<ObjectId, &Memory> = saved
+        .processes
+        .iter()
+        .map(|process| ObjectId(process.memory.contents))
+        .zip(&memories)
+        .collect();
     fill::fill(image, &objects, options.threads, progress)?;
     faults::pass("filled")?;
     progress.step(Step::Threads);
@@ -80,7 +91,13 @@ pub fn revive(
     let may_name_executable = plan.strategy != Strategy::Burn;
     for (n, one) in reviving.into_iter().enumerate() {
         let executable = may_name_executable.then_some(numbers.executables + n as i32);
-        let context = Finishing { saved, numbers, executable, same_vdso, strategy: plan.strategy };
+        let context = Finishing {
+            saved,
+            numbers,
+            executable,
+            same_vdso,
+            strategy: plan.strategy,
+        };
         ready.extend(context.finish(one, &mut sleeping, notes)?);
     }
     for (process, pid) in saved.processes.iter().zip(&pids) {
@@ -91,8 +108,11 @@ pub fn revive(
     for thread in ready {
         thread.detach()?;
     }
-    let keeper = find(saved.keeper)
-        .or_else(|error| tree::Stat::read(pids[0]).map(|stat| stat.parent).ok_or(error))?;
+    let keeper = find(saved.keeper).or_else(|error| {
+        tree::Stat::read(pids[0])
+            .map(|stat| stat.parent)
+            .ok_or(error)
+    })?;
     Ok(Revived {
         keeper,
         root: find(saved.root).unwrap_or(keeper),
@@ -106,11 +126,18 @@ fn host_ids(strategy: Strategy) -> HashMap<Pid, Pid> {
     let below = tree::descendants(Pid::current());
     let inner = |pid: &Pid| {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let ids = tree::status_field(&status, "NSpid")?.split_ascii_whitespace().count();
+        let ids = tree::status_field(&status, "NSpid")?
+            .split_ascii_whitespace()
+            .count();
         // The namespace's own processes have one number more than the supervisor's helpers.
-        (strategy != Strategy::Namespaces || ids > own_depth()).then(|| tree::innermost_id(&status)).flatten()
+        (strategy != Strategy::Namespaces || ids > own_depth())
+            .then(|| tree::innermost_id(&status))
+            .flatten()
     };
-    below.iter().filter_map(|pid| Some((inner(pid)?, *pid))).collect()
+    below
+        .iter()
+        .filter_map(|pid| Some((inner(pid)?, *pid)))
+        .collect()
 }
 
 fn own_depth() -> usize {
@@ -119,9 +146,15 @@ fn own_depth() -> usize {
 }
 
 /// Whether parents came out as they were: the program would notice.
-fn check_relations(saved: &Tree, pids: &[Pid], hosts: &HashMap<Pid, Pid>) -> Result<(), EngineError> {
+fn check_relations(
+    saved: &Tree,
+    pids: &[Pid],
+    hosts: &HashMap<Pid, Pid>,
+) -> Result<(), EngineError> {
     for (process, pid) in saved.processes.iter().zip(pids) {
-        let Some(stat) = tree::Stat::read(pid) else { return Err(EngineError::Gone) };
+        let Some(stat) = tree::Stat::read(pid) else {
+            return Err(EngineError::Gone);
+        };
         let wanted = hosts.get(&process.parent);
         if process.parent != saved.keeper && wanted != Some(&stat.parent) {
             return Err(EngineError::Failed(format!(
@@ -152,13 +185,29 @@ fn prepare<'a>(
     let mut calls = Calls::begin(stopped, instruction, false, memory, places.scratch)?;
     if let Some(rseq) = rseq {
         const UNREGISTER: u64 = 1;
-        let arguments = [rseq.pointer, u64::from(rseq.size), UNREGISTER, u64::from(rseq.signature)];
+        let arguments = [
+            rseq.pointer,
+            u64::from(rseq.size),
+            UNREGISTER,
+            u64::from(rseq.signature),
+        ];
         calls.call("rseq", libc::SYS_rseq, &arguments)?;
     }
     areas::clear(&mut places, &mut calls)?;
-    let descriptors = Descriptors { files: numbers.files, shared: numbers.shared };
+    let descriptors = Descriptors {
+        files: numbers.files,
+        shared: numbers.shared,
+    };
     areas::map_areas(&saved.memory, &descriptors, &mut calls)?;
-    Ok((Reviving { saved, pid, calls, places }, same_vdso))
+    Ok((
+        Reviving {
+            saved,
+            pid,
+            calls,
+            places,
+        },
+        same_vdso,
+    ))
 }
 
 /// What the last part of a process's revival needs to know.
@@ -177,18 +226,31 @@ impl Finishing<'_> {
         sleeping: &mut HashMap<Pid, Sleeping>,
         notes: &mut Vec<String>,
     ) -> Result<Vec<Stopped>, EngineError> {
-        let Reviving { saved, pid, mut calls, places } = one;
+        let Reviving {
+            saved,
+            pid,
+            mut calls,
+            places,
+        } = one;
         areas::finish_areas(&saved.memory, &places, self.same_vdso, &mut calls, notes)?;
         if !self.same_vdso {
             vdso::redirect(&self.saved.vdso, &saved.memory.areas, &places, &mut calls)?;
         }
         let named = layout::restore_remotely(&saved.memory.layout, self.executable, &mut calls)?;
         if !named {
-            notes.push(format!("/proc/{}/exe shows stasis: this host does not let it be set", saved.pid));
+            notes.push(format!(
+                "/proc/{}/exe shows stasis: this host does not let it be set",
+                saved.pid
+            ));
         }
-        calls.call("close_range", libc::SYS_close_range, &[self.numbers.first_free as u64, u64::from(u32::MAX), 0])?;
+        calls.call(
+            "close_range",
+            libc::SYS_close_range,
+            &[self.numbers.first_free as u64, u64::from(u32::MAX), 0],
+        )?;
         attributes::restore_remotely(&saved.attributes, &mut calls)?;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context(|| format!("reading process {pid}"))?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
+            .context(|| format!("reading process {pid}"))?;
         let now = credentials::capture(&status);
         let memory = calls.memory;
         let scratch = calls.scratch;
@@ -211,24 +273,41 @@ impl Finishing<'_> {
             credentials::restore_remotely(&saved.credentials, &now, calls)?;
             signals::requeue_to_thread(&state.pending, saved.pid, state.virtual_tid, calls)?;
             if let Some(call) = state.timed_call {
-                let since = Instant::now().checked_sub(call.slept).unwrap_or_else(Instant::now);
-                let known = Sleeping { number: call.number, arguments: call.arguments, since };
+                let since = Instant::now()
+                    .checked_sub(call.slept)
+                    .unwrap_or_else(Instant::now);
+                let known = Sleeping {
+                    number: call.number,
+                    arguments: call.arguments,
+                    since,
+                };
                 sleeping.insert(calls.remote.tid(), known);
             }
         }
         signals::requeue_shared(&saved.signals.pending, saved.pid, &mut all[0])?;
         attributes::restore_dumpable(&saved.attributes, &mut all[0])?;
         for (state, calls) in saved.threads.iter().zip(&mut all) {
-            ends.push(timed_calls::resume_registers(&state.registers, state.timed_call.as_ref(), calls)?);
+            ends.push(timed_calls::resume_registers(
+                &state.registers,
+                state.timed_call.as_ref(),
+                calls,
+            )?);
         }
         self.let_go(saved, all, &ends)
     }
 
     /// Gives every thread its registers and mask: from here on each would run as the program.
-    fn let_go(&self, saved: &Process, all: Vec<Calls<'_>>, ends: &[Registers]) -> Result<Vec<Stopped>, EngineError> {
+    fn let_go(
+        &self,
+        saved: &Process,
+        all: Vec<Calls<'_>>,
+        ends: &[Registers],
+    ) -> Result<Vec<Stopped>, EngineError> {
         let mut stopped = Vec::with_capacity(all.len());
         let last = all.len() - 1;
-        for (n, ((mut calls, registers), state)) in all.into_iter().zip(ends).zip(&saved.threads).enumerate() {
+        for (n, ((mut calls, registers), state)) in
+            all.into_iter().zip(ends).zip(&saved.threads).enumerate()
+        {
             if n == last {
                 calls.unmap_scratch()?;
             }
@@ -266,7 +345,10 @@ impl Finishing<'_> {
                 arguments[8] = id_at;
                 arguments[9] = 1;
             }
-            let bytes: Vec<u8> = arguments.iter().flat_map(|word| word.to_le_bytes()).collect();
+            let bytes: Vec<u8> = arguments
+                .iter()
+                .flat_map(|word| word.to_le_bytes())
+                .collect();
             let address = calls.put(&bytes)?;
             let arguments = [address, bytes.len() as u64];
             let stopped = self.make_thread(state.virtual_tid, calls, &arguments)?;
@@ -276,7 +358,12 @@ impl Finishing<'_> {
     }
 
     /// Makes one thread with its id.
-    fn make_thread(&self, want: Pid, calls: &mut Calls<'_>, arguments: &[u64]) -> Result<Stopped, EngineError> {
+    fn make_thread(
+        &self,
+        want: Pid,
+        calls: &mut Calls<'_>,
+        arguments: &[u64],
+    ) -> Result<Stopped, EngineError> {
         /// Others on the host take ids at the same time.
         const ROUNDS: usize = 64;
         let making = || format!("making thread {want}");
@@ -295,6 +382,9 @@ impl Finishing<'_> {
             }
             Remote::begin(stopped, calls.remote.instruction(), false)?.end()?;
         }
-        Err(EngineError::Failed(format!("{}: its id is always taken by others", making())))
+        Err(EngineError::Failed(format!(
+            "{}: its id is always taken by others",
+            making()
+        )))
     }
 }
