@@ -9,6 +9,7 @@ use crate::{EngineError, Job, Refusal, faults, twin};
 use serde::{Deserialize, Serialize};
 use stasis_image::{Compression, ImageWriter, ObjectId, Run, StoreJob, WriteOptions};
 use stasis_sys::Pid;
+use stasis_sys::process::Waited;
 use stasis_sys::pagemap::Pages;
 use stasis_tracee::Memory;
 use std::collections::BTreeSet;
@@ -274,10 +275,21 @@ impl stasis_image::Source for ShiftedSource<'_> {
     }
 }
 
-/// Ends a tree that is frozen: it never runs again.
+/// Ends a tree that is frozen: it never runs again. The ends are waited for, as a tracer is told of each thread's
+/// before the parent is told of the process's.
 fn end(frozen: &Frozen) {
     for process in &frozen.processes {
         let _ = stasis_sys::signal::send(process.pid, stasis_sys::process::SIGKILL);
+    }
+    for process in &frozen.processes {
+        // The first thread ends last, as the kernel has it.
+        for thread in process.threads.iter().rev() {
+            while let Ok(Waited::Child(_, status)) = stasis_sys::process::wait(thread.tid, 0) {
+                if status.shell_code().is_some() {
+                    break;
+                }
+            }
+        }
     }
 }
 
