@@ -81,7 +81,14 @@ fn build_stasis(output: &Path) {
     };
     let target = output.parent().expect("the target directory");
     let status = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--package", "stasis", "--profile", profile])
+        .args([
+            "build",
+            "--quiet",
+            "--package",
+            "stasis",
+            "--profile",
+            profile,
+        ])
         .arg("--target-dir")
         .arg(target)
         .current_dir(workspace())
@@ -92,9 +99,10 @@ fn build_stasis(output: &Path) {
 
 /// `binary`, or a copy of it where another user cannot get at it.
 fn reachable(binary: &Path) -> PathBuf {
-    let open = binary.ancestors().skip(1).all(|dir| {
-        fs::metadata(dir).is_ok_and(|data| data.permissions().mode() & 0o001 != 0)
-    });
+    let open = binary
+        .ancestors()
+        .skip(1)
+        .all(|dir| fs::metadata(dir).is_ok_and(|data| data.permissions().mode() & 0o001 != 0));
     if open {
         return binary.into();
     }
@@ -150,7 +158,12 @@ fn compile(name: &str, linkage: Linkage) -> Option<PathBuf> {
         if linkage == Linkage::Static {
             compiler.arg("-static");
         }
-        let result = compiler.arg("-o").arg(&fresh).arg(&source).arg("-lm").output();
+        let result = compiler
+            .arg("-o")
+            .arg(&fresh)
+            .arg(&source)
+            .arg("-lm")
+            .output();
         match result {
             Ok(output) if output.status.success() => {}
             Ok(output) => panic!(
@@ -165,12 +178,44 @@ fn compile(name: &str, linkage: Linkage) -> Option<PathBuf> {
     Some(reachable(&target))
 }
 
+/// The compiled form of `programs/NAME.go`.
+///
+/// # Panics
+/// When it does not compile.
+#[must_use]
+pub fn go_program(name: &str) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("programs")
+        .join(format!("{name}.go"));
+    let dir = output_directory().join("stasis-programs");
+    fs::create_dir_all(&dir).expect("a directory for the programs");
+    let target = dir.join(format!("{name}-go"));
+    if modified(&target) <= modified(&source) {
+        let output = Command::new("go")
+            .args(["build", "-o"])
+            .args([&target, &source])
+            .env("CGO_ENABLED", "0")
+            .env("GO111MODULE", "off")
+            .env("GOCACHE", dir.join("go-cache"))
+            .output()
+            .expect("starting the Go compiler");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    reachable(&target)
+}
+
 /// The text of `programs/NAME`.
 ///
 /// # Panics
 /// When there is no such file.
 #[must_use]
 pub fn script(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("programs")
+        .join(name);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }

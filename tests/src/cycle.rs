@@ -100,7 +100,10 @@ impl Program {
         println!("undisturbed: {whole:?}");
         let results = self.results(&quiet);
         for (name, contents) in self.results.iter().zip(&results) {
-            assert!(!contents.is_empty(), "the undisturbed run leaves no {name}: {reference:?}");
+            assert!(
+                !contents.is_empty(),
+                "the undisturbed run leaves no {name}: {reference:?}"
+            );
         }
         drop(quiet);
         // The machine may have been busier during the undisturbed run than now: a program that is through too early is
@@ -112,20 +115,30 @@ impl Program {
             match self.interrupted(&sandbox, &mut random, scale) {
                 Some(end) => {
                     self.same(&reference, &end);
-                    for (name, (now, then)) in
-                        self.results.iter().zip(self.results(&sandbox).iter().zip(&results))
+                    for (name, (now, then)) in self
+                        .results
+                        .iter()
+                        .zip(self.results(&sandbox).iter().zip(&results))
                     {
                         assert!(now == then, "{name} differs: {}", difference(then, now));
                     }
                     return;
                 }
-                None => assert!(attempt < 4, "the program is always through before its checkpoints"),
+                None => assert!(
+                    attempt < 4,
+                    "the program is always through before its checkpoints"
+                ),
             }
         }
     }
 
     /// The end of the last restart; `None` when the program was through before the last kill.
-    fn interrupted(&self, sandbox: &Sandbox, random: &mut Random, whole: Duration) -> Option<Finished> {
+    fn interrupted(
+        &self,
+        sandbox: &Sandbox,
+        random: &mut Random,
+        whole: Duration,
+    ) -> Option<Finished> {
         let mut job = sandbox.run(&self.argv);
         job.wait_listed();
         let mut images = Vec::new();
@@ -145,7 +158,10 @@ impl Program {
     }
 
     fn same(&self, reference: &Finished, end: &Finished) {
-        assert_eq!(end.exit, reference.exit, "another status: {end:?}\nundisturbed: {reference:?}");
+        assert_eq!(
+            end.exit, reference.exit,
+            "another status: {end:?}\nundisturbed: {reference:?}"
+        );
         let (then, now) = match self.compare {
             Compare::FilesOnly => return,
             Compare::Output => (reference.stdout.clone(), end.stdout.clone()),
@@ -171,7 +187,10 @@ fn checkpoint_unless_done(sandbox: &Sandbox, job: &mut Running<'_>) -> Option<Pa
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    panic!("checkpoint failed: {result:?}\nthe job says: {}", job.stderr());
+    panic!(
+        "checkpoint failed: {result:?}\nthe job says: {}",
+        job.stderr()
+    );
 }
 
 fn difference(then: &[u8], now: &[u8]) -> String {
@@ -225,7 +244,10 @@ pub fn verify_after_restart_with<S: AsRef<std::ffi::OsStr>>(
     look(&first);
     sandbox.write("go", "");
     let end = job.finish();
-    assert!(end.success() && end.stdout.ends_with("ok\n"), "after the checkpoint: {end:?}");
+    assert!(
+        end.success() && end.stdout.ends_with("ok\n"),
+        "after the checkpoint: {end:?}"
+    );
     let _ = std::fs::remove_file(&go);
 
     let mut job = sandbox.restart(&first);
@@ -237,11 +259,17 @@ pub fn verify_after_restart_with<S: AsRef<std::ffi::OsStr>>(
     let job = sandbox.restart(&first);
     sandbox.write("go", "");
     let end = job.finish();
-    assert!(end.success() && end.stdout.ends_with("ok\n"), "after the restart: {end:?}");
+    assert!(
+        end.success() && end.stdout.ends_with("ok\n"),
+        "after the restart: {end:?}"
+    );
     let _ = std::fs::remove_file(&go);
 
     let job = sandbox.restart(&second);
     sandbox.write("go", "");
     let end = job.finish();
-    assert!(end.success() && end.stdout.ends_with("ok\n"), "after the restart of a restart: {end:?}");
+    assert!(
+        end.success() && end.stdout.ends_with("ok\n"),
+        "after the restart of a restart: {end:?}"
+    );
 }

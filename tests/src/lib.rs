@@ -22,7 +22,7 @@ mod random;
 mod running;
 mod sandbox;
 
-pub use build::{Linkage, program, script, stasis_binary};
+pub use build::{Linkage, go_program, program, script, stasis_binary};
 pub use cycle::{Compare, Program, verify_after_restart, verify_after_restart_with};
 pub use processes::{ProcessState, alive, children, descendants, process_state};
 pub use random::Random;

@@ -65,7 +65,12 @@ pub fn descendants(pid: i32) -> Vec<i32> {
     let mut found = vec![pid];
     let mut next = 0;
     while let Some(&parent) = found.get(next) {
-        found.extend(states.iter().filter(|(_, p)| *p == parent).map(|(pid, _)| *pid));
+        found.extend(
+            states
+                .iter()
+                .filter(|(_, p)| *p == parent)
+                .map(|(pid, _)| *pid),
+        );
         next += 1;
     }
     found.remove(0);
@@ -82,8 +87,10 @@ pub(crate) fn belonging(mark: &str, dir: &Path) -> Vec<i32> {
 }
 
 fn has_mark(pid: i32, mark: &str) -> bool {
-    fs::read(format!("/proc/{pid}/environ"))
-        .is_ok_and(|text| text.split(|&byte| byte == 0).any(|entry| entry == mark.as_bytes()))
+    fs::read(format!("/proc/{pid}/environ")).is_ok_and(|text| {
+        text.split(|&byte| byte == 0)
+            .any(|entry| entry == mark.as_bytes())
+    })
 }
 
 fn works_below(pid: i32, dir: &Path) -> bool {

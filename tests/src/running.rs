@@ -51,7 +51,6 @@ impl Finished {
     ///
     /// # Panics
     /// When it did not.
-    #[must_use]
     pub fn expect_success(self, what: &str) -> Finished {
         assert!(self.success(), "{what}: {self:?}");
         self
@@ -93,9 +92,10 @@ impl Collector {
     /// Waits for the last writer to close.
     fn end(&mut self) {
         if let Some(reader) = self.reader.take() {
-            wait_until("the last process that holds the output has closed it", || {
-                reader.is_finished().then_some(())
-            });
+            wait_until(
+                "the last process that holds the output has closed it",
+                || reader.is_finished().then_some(()),
+            );
         }
     }
 }
@@ -119,9 +119,15 @@ impl<'a> Running<'a> {
             .collect::<Vec<_>>()
             .join(" ");
         let program = PathBuf::from(command.get_program());
-        let name = format!("{} {name}", program.file_name().unwrap_or_default().display());
+        let name = format!(
+            "{} {name}",
+            program.file_name().unwrap_or_default().display()
+        );
         sandbox.note(format!("starting: {name}"));
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
         let mut child = command
             .spawn()
             .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
@@ -159,7 +165,11 @@ impl<'a> Running<'a> {
     /// When the kernel does not say.
     pub fn exited(&mut self) -> Option<Exit> {
         if self.exit.is_none() {
-            self.exit = self.child.try_wait().expect("waiting for a child").map(Exit::from);
+            self.exit = self
+                .child
+                .try_wait()
+                .expect("waiting for a child")
+                .map(Exit::from);
         }
         self.exit
     }
@@ -192,7 +202,9 @@ impl<'a> Running<'a> {
 
     /// Waits for a line on standard output.
     pub fn wait_line(&mut self, line: &str) {
-        self.wait_stdout(&format!("line {line:?}"), |text| text.lines().any(|l| l == line));
+        self.wait_stdout(&format!("line {line:?}"), |text| {
+            text.lines().any(|l| l == line)
+        });
     }
 
     /// Waits for the end, of the process and of its output.
@@ -217,7 +229,11 @@ impl<'a> Running<'a> {
         self.stdout.end();
         self.stderr.end();
         self.sandbox.note(format!("{exit:?}: {}", self.name));
-        Finished { exit, stdout: self.stdout(), stderr: self.stderr() }
+        Finished {
+            exit,
+            stdout: self.stdout(),
+            stderr: self.stderr(),
+        }
     }
 
     /// Sends a signal to the process that was started.
@@ -260,7 +276,10 @@ impl<'a> Running<'a> {
             self.stderr()
         );
         let image = self.sandbox.newest_image();
-        assert!(!before.contains(&image), "no new image; there were {before:?}");
+        assert!(
+            !before.contains(&image),
+            "no new image; there were {before:?}"
+        );
         image
     }
 
@@ -281,7 +300,11 @@ impl<'a> Running<'a> {
         let exit = wait_until("the front is gone", || self.exited());
         self.stdout.end();
         self.stderr.end();
-        Finished { exit, stdout: self.stdout(), stderr: self.stderr() }
+        Finished {
+            exit,
+            stdout: self.stdout(),
+            stderr: self.stderr(),
+        }
     }
 }
 

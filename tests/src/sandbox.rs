@@ -192,7 +192,11 @@ impl Sandbox {
 
     /// Remembers something that is shown when the test fails.
     pub fn note(&self, text: impl AsRef<str>) {
-        let line = format!("[{:8.3}] {}", self.started.elapsed().as_secs_f64(), text.as_ref());
+        let line = format!(
+            "[{:8.3}] {}",
+            self.started.elapsed().as_secs_f64(),
+            text.as_ref()
+        );
         self.log.borrow_mut().push(line);
     }
 
@@ -229,7 +233,10 @@ impl Sandbox {
 
     /// `stasis` with arguments.
     #[must_use]
-    pub fn stasis_command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+    pub fn stasis_command<S: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Command {
         let mut command = self.command(build::stasis_binary());
         command.args(arguments);
         command
@@ -325,7 +332,11 @@ impl Sandbox {
             if processes::process_state(front)
                 .is_some_and(|state| state.parent == std::process::id().cast_signed())
             {
-                found.extend(processes::descendants(front).into_iter().filter(|&pid| processes::alive(pid)));
+                found.extend(
+                    processes::descendants(front)
+                        .into_iter()
+                        .filter(|&pid| processes::alive(pid)),
+                );
             }
         }
         found.sort_unstable();

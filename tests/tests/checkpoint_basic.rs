@@ -1,6 +1,8 @@
 //! The core: start, checkpoint, kill, restart.
 
-use stasis_tests::{Exit, Linkage, Program, Sandbox, alive, need, program, stasis_binary, wait_until};
+use stasis_tests::{
+    Exit, Linkage, Program, Sandbox, alive, need, program, stasis_binary, wait_until,
+};
 use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
 
@@ -15,7 +17,12 @@ fn numbers(from: u32, to: u32) -> String {
 
 /// What a restarted counter prints must run on to the end without a gap.
 fn expect_rest(text: &str, before: &str, end: u32) {
-    let first: u32 = text.lines().next().expect("it prints").parse().expect("a number");
+    let first: u32 = text
+        .lines()
+        .next()
+        .expect("it prints")
+        .parse()
+        .expect("a number");
     assert_eq!(text, numbers(first, end));
     let printed = before.lines().count() as u32;
     assert!(
@@ -49,7 +56,10 @@ fn counts_on(sandbox: &Sandbox, linkage: Linkage) {
     let before = job.kill_all();
     let end = sandbox.restart(&third).finish();
     assert_eq!(end.exit, Exit::Code(0), "{end:?}");
-    assert!(end.stdout.ends_with("149\n150\n") && before.stdout.contains("80\n"), "{end:?}");
+    assert!(
+        end.stdout.ends_with("149\n150\n") && before.stdout.contains("80\n"),
+        "{end:?}"
+    );
 }
 
 #[test]
@@ -128,7 +138,10 @@ fn images_are_named_private_and_complete() {
     let second = job.checkpoint();
     for (image, name) in [(&first, "job-000001.ckpt"), (&second, "job-000002.ckpt")] {
         assert_eq!(image.file_name(), Some(name.as_ref()));
-        let mode = std::fs::metadata(image).expect("it is there").permissions().mode();
+        let mode = std::fs::metadata(image)
+            .expect("it is there")
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o7777, 0o600);
         sandbox
             .stasis(["verify".as_ref(), image.as_os_str()])
@@ -141,7 +154,10 @@ fn images_are_named_private_and_complete() {
     let list = sandbox
         .stasis(["list".as_ref(), sandbox.images().as_os_str()])
         .expect_success("list");
-    assert!(list.stdout.contains("job-000001") && list.stdout.contains("job-000002"), "{list:?}");
+    assert!(
+        list.stdout.contains("job-000001") && list.stdout.contains("job-000002"),
+        "{list:?}"
+    );
     let left: Vec<_> = sandbox
         .files_in(&sandbox.images())
         .into_iter()
@@ -166,7 +182,13 @@ fn a_directory_restarts_its_newest_image() {
     std::fs::write(sandbox.images().join("job-000003.ckpt.partial"), "half").expect("a file");
     let end = sandbox.restart(&sandbox.images()).finish();
     assert_eq!(end.exit, Exit::Code(0), "{end:?}");
-    let first: u32 = end.stdout.lines().next().expect("it prints").parse().expect("a number");
+    let first: u32 = end
+        .stdout
+        .lines()
+        .next()
+        .expect("it prints")
+        .parse()
+        .expect("a number");
     assert!((40..=60).contains(&first), "it starts with {first}");
 }
 
@@ -209,7 +231,13 @@ fn resume() {
     let end = sandbox.run(&argv).finish();
     assert_eq!(end.exit, Exit::Code(0));
     expect_rest(&end.stdout, &numbers(1, 150), 150);
-    let first: u32 = end.stdout.lines().next().expect("it prints").parse().expect("a number");
+    let first: u32 = end
+        .stdout
+        .lines()
+        .next()
+        .expect("it prints")
+        .parse()
+        .expect("a number");
     assert!(first >= 60, "an older image was taken: {first}");
 }
 
@@ -231,7 +259,9 @@ fn intervals_and_retention() {
             .any(|path| path.ends_with("job-000004.ckpt"))
             .then_some(())
     });
-    wait_until("only two are kept", || (sandbox.all_images().len() <= 2).then_some(()));
+    wait_until("only two are kept", || {
+        (sandbox.all_images().len() <= 2).then_some(())
+    });
     job.kill_all();
     let mut job = sandbox.restart(&sandbox.newest_image());
     job.wait_stdout("line", |text| text.lines().count() > 2);
@@ -246,7 +276,11 @@ fn several_restarts_of_one_image() {
     let mut job = sandbox.run(&argv);
     job.wait_line("20");
     let image = job.checkpoint();
-    let mut jobs = vec![sandbox.restart(&image), sandbox.restart(&image), sandbox.restart(&image)];
+    let mut jobs = vec![
+        sandbox.restart(&image),
+        sandbox.restart(&image),
+        sandbox.restart(&image),
+    ];
     // The first one of them all still runs.
     for job in &mut jobs {
         job.wait_line("40");
@@ -280,8 +314,15 @@ fn standard_descriptors_are_bound_anew() {
     command.stdin(std::fs::File::open(sandbox.work().join("input")).expect("the input"));
     let end = sandbox.start(command).finish();
     assert!(end.success(), "{end:?}");
-    assert!(end.stdout.ends_with("out 39\nread 'from the new input\\n'\n"), "{end:?}");
-    assert!(end.stderr.contains("err 39\n") && !end.stderr.contains("err 3\n"), "{end:?}");
+    assert!(
+        end.stdout
+            .ends_with("out 39\nread 'from the new input\\n'\n"),
+        "{end:?}"
+    );
+    assert!(
+        end.stderr.contains("err 39\n") && !end.stderr.contains("err 3\n"),
+        "{end:?}"
+    );
 }
 
 /// Output into a file is not part of the state: a restart writes into its own.
@@ -289,10 +330,15 @@ fn standard_descriptors_are_bound_anew() {
 fn output_into_a_file() {
     need!("cc");
     let sandbox = Sandbox::new();
-    let line = |verb: &str, file: &str| format!("exec {} {verb} > {file} 2>&1", stasis_binary().display());
+    let line =
+        |verb: &str, file: &str| format!("exec {} {verb} > {file} 2>&1", stasis_binary().display());
     let counter = program("counter", Linkage::Dynamic).expect("there is a compiler");
     let run = line(
-        &format!("run -n job -d {} -- {} 150 10", sandbox.images().display(), counter.display()),
+        &format!(
+            "run -n job -d {} -- {} 150 10",
+            sandbox.images().display(),
+            counter.display()
+        ),
         "out1",
     );
     let mut command = sandbox.command("sh");
@@ -340,7 +386,10 @@ fn restart_while_the_numbers_are_taken() {
     let image = job.checkpoint();
     // The first run still holds the numbers.
     let end = sandbox.restart(&image).finish();
-    assert!(end.success() && end.stdout.ends_with("119\n120\n"), "{end:?}");
+    assert!(
+        end.success() && end.stdout.ends_with("119\n120\n"),
+        "{end:?}"
+    );
     assert!(job.finish().success());
 }
 

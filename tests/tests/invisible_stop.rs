@@ -38,7 +38,10 @@ fn check(loops: &[&str]) {
     }
     sandbox.write("go", "");
     let end = job.finish();
-    assert!(end.success() && end.stdout.ends_with("ok\n"), "after the restart: {end:?}");
+    assert!(
+        end.success() && end.stdout.ends_with("ok\n"),
+        "after the restart: {end:?}"
+    );
 }
 
 #[test]
@@ -86,7 +89,10 @@ fn supported_or_refused(case: &str, word: &str) {
         check(&[case]);
         return;
     }
-    assert!(result.stderr.contains(word), "the refusal does not name it: {result:?}");
+    assert!(
+        result.stderr.contains(word),
+        "the refusal does not name it: {result:?}"
+    );
     assert!(sandbox.all_images().is_empty());
     for _ in 0..5 {
         job.try_checkpoint();

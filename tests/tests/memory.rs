@@ -1,6 +1,8 @@
 //! Memory of every kind comes back as it was.
 
-use stasis_tests::{Linkage, Sandbox, need, program, verify_after_restart, verify_after_restart_with};
+use stasis_tests::{
+    Linkage, Sandbox, need, program, verify_after_restart, verify_after_restart_with,
+};
 use std::path::Path;
 
 fn check(case: &str) {
@@ -16,7 +18,11 @@ fn check_image(case: &str, look: impl Fn(&Path)) {
 
 fn expect_at_most(image: &Path, bytes: u64) {
     let length = std::fs::metadata(image).expect("the image is there").len();
-    assert!(length <= bytes, "{} has {length} bytes, more than {bytes}", image.display());
+    assert!(
+        length <= bytes,
+        "{} has {length} bytes, more than {bytes}",
+        image.display()
+    );
 }
 
 macro_rules! cases {

@@ -16,8 +16,14 @@ fn expect_in_time(end: &Finished, wanted: Duration, slack: Duration) {
     for line in end.stdout.lines().filter(|line| *line != "ready") {
         let (name, took) = line.split_once(' ').expect("NAME MICROSECONDS");
         let took = Duration::from_micros(took.parse().expect("a number"));
-        assert!(took >= wanted, "{name} ended after {took:?}, before {wanted:?}");
-        assert!(took < wanted + slack, "{name} ended after {took:?}, long after {wanted:?}");
+        assert!(
+            took >= wanted,
+            "{name} ended after {took:?}, before {wanted:?}"
+        );
+        assert!(
+            took < wanted + slack,
+            "{name} ended after {took:?}, long after {wanted:?}"
+        );
         lines += 1;
     }
     assert!(lines > 0, "{end:?}");
@@ -79,11 +85,17 @@ fn a_program_that_waits_for_a_futex() {
 #[test]
 fn intervals() {
     need!("cc");
-    verify_after_restart(&Sandbox::new(), &[timeouts().as_os_str(), "intervals".as_ref()]);
+    verify_after_restart(
+        &Sandbox::new(),
+        &[timeouts().as_os_str(), "intervals".as_ref()],
+    );
 }
 
 #[test]
 fn clocks() {
     need!("cc");
-    verify_after_restart(&Sandbox::new(), &[timeouts().as_os_str(), "clocks".as_ref()]);
+    verify_after_restart(
+        &Sandbox::new(),
+        &[timeouts().as_os_str(), "clocks".as_ref()],
+    );
 }
