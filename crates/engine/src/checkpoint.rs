@@ -1,12 +1,16 @@
-//! Taking a checkpoint.
+//! Taking a checkpoint: freeze, settle, live part, resume, write, commit.
 
-use crate::progress::Progress;
-use crate::{EngineError, Job, Refusal};
+use crate::capture::{self, Captured};
+use crate::freeze::{self, Frozen};
+use crate::progress::{Progress, Step};
+use crate::store::{MemorySource, Store};
+use crate::{EngineError, Job, Refusal, faults};
 use serde::{Deserialize, Serialize};
-use stasis_image::Compression;
+use stasis_image::{Compression, ImageWriter, ObjectId, Run, StoreJob, WriteOptions};
 use stasis_sys::Pid;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How a checkpoint is to be taken.
 #[derive(Clone, Debug)]
@@ -75,8 +79,111 @@ pub fn checkpoint(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Report, EngineError> {
-    let _ = (job, path, options, progress);
-    Err(EngineError::Failed("not built".into()))
+    let began = Instant::now();
+    faults::pass("begin")?;
+    let writing = WriteOptions { compression: options.compression, threads: options.threads };
+    let store = Store::new(ImageWriter::create(path, writing)?);
+    faults::pass("created")?;
+    progress.step(Step::Freeze);
+    let paused = Instant::now();
+    let ours: BTreeSet<Pid> = job.memory.ours.iter().copied().collect();
+    let mut frozen = freeze::freeze(job.keeper, &ours, &job.memory.sleeping)?;
+    faults::pass("frozen")?;
+    job.memory.sleeping = sleeping(&frozen);
+    progress.step(Step::Settle);
+    capture::settle(&frozen, job.keeper)?;
+    faults::pass("settled")?;
+    progress.step(Step::LivePart);
+    let captured = capture::capture(&mut frozen, job, options, &store)?;
+    faults::pass("captured")?;
+    progress.step(Step::Write);
+    write_memory(&frozen, &captured, &store)?;
+    faults::pass("written")?;
+    let metadata = captured.tree.encode()?;
+    let (processes, threads) = (frozen.processes.len(), frozen.processes.iter().map(|p| p.threads.len()).sum());
+    let mut pause = paused.elapsed();
+    let held = if options.stop {
+        Some(frozen)
+    } else {
+        progress.step(Step::Resume);
+        frozen.thaw();
+        pause = paused.elapsed();
+        faults::pass("resumed")?;
+        None
+    };
+    progress.step(Step::Commit);
+    faults::pass("committing")?;
+    let captured_bytes = store.captured();
+    let committed = store.writer.commit(&metadata)?;
+    if let Some(frozen) = held {
+        end(&frozen);
+    }
+    faults::pass("committed")?;
+    Ok(Report {
+        path: committed.path,
+        sequence: options.info.sequence,
+        pause,
+        total: began.elapsed(),
+        processes,
+        threads,
+        captured: captured_bytes,
+        written: committed.file_len,
+        notes: captured.notes,
+    })
+}
+
+fn sleeping(frozen: &Frozen) -> std::collections::HashMap<Pid, crate::timed_calls::Sleeping> {
+    let threads = frozen.processes.iter().flat_map(|process| &process.threads);
+    threads.filter_map(|thread| Some((thread.tid, thread.sleeping?))).collect()
+}
+
+/// Writes private memory of all processes and the shared objects that no descriptor holds.
+fn write_memory(frozen: &Frozen, captured: &Captured, store: &Store) -> Result<(), EngineError> {
+    let sources: Vec<MemorySource<'_>> = frozen.processes.iter().map(|p| MemorySource(&p.memory)).collect();
+    let mut runs: Vec<(u32, usize, Vec<Run>)> = Vec::new();
+    for (n, process) in captured.tree.processes.iter().enumerate() {
+        runs.push((process.memory.contents, n, process.memory.runs()));
+    }
+    let jobs: Vec<StoreJob<'_>> = runs
+        .iter()
+        .map(|(object, source, runs)| StoreJob { object: ObjectId(*object), source: &sources[*source], runs })
+        .collect();
+    let stored = store.writer.store_all(&jobs)?;
+    store.count(stored.read_len);
+    for shared in &captured.shared {
+        let memory = &frozen.processes[shared.process].memory;
+        let source = ShiftedSource { memory, parts: &shared.parts };
+        let runs: Vec<Run> = shared.parts.iter().map(|part| Run { offset: part.offset, len: part.len }).collect();
+        let stored = store.writer.store(ObjectId(shared.object), &source, &runs)?;
+        store.count(stored.read_len);
+    }
+    Ok(())
+}
+
+/// Memory of a process seen as a shared object: offsets in the object are turned into addresses.
+struct ShiftedSource<'a> {
+    memory: &'a stasis_tracee::Memory,
+    parts: &'a [capture::SharedPart],
+}
+
+impl stasis_image::Source for ShiftedSource<'_> {
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
+        let after = self.parts.partition_point(|part| part.offset <= offset);
+        let part = after.checked_sub(1).map(|n| &self.parts[n]);
+        match part {
+            Some(part) if offset + buffer.len() as u64 <= part.offset + part.len => {
+                self.memory.read(buffer, part.address + (offset - part.offset))
+            }
+            _ => Err(std::io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}
+
+/// Ends a tree that is frozen: it never runs again.
+fn end(frozen: &Frozen) {
+    for process in &frozen.processes {
+        let _ = stasis_sys::signal::send(process.pid, stasis_sys::process::SIGKILL);
+    }
 }
 
 /// Looks at the live tree below `root` without stopping it, and tells what could not be saved.
@@ -84,6 +191,5 @@ pub fn checkpoint(
 /// # Errors
 /// When the tree cannot be looked at.
 pub fn check(root: Pid) -> Result<Vec<Refusal>, EngineError> {
-    let _ = root;
-    Ok(Vec::new())
+    capture::check(root)
 }

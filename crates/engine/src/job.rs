@@ -17,13 +17,21 @@ pub struct Job {
     pub stdio: [Option<OwnedFd>; 3],
     /// From the keeper: see [`crate::keeper::Event`]. One event a message.
     pub events: OwnedFd,
+    /// The process that had asked for the checkpoint from which this job was restarted and waits to be told that it is done
+    /// (the supervisor's number).
+    pub requester: Option<Pid>,
     /// What is remembered from one checkpoint to the next.
     pub memory: Memory,
 }
 
 /// What one checkpoint must know of those before it.
 #[derive(Debug, Default)]
-pub struct Memory {}
+pub struct Memory {
+    /// Processes below the keeper that are not the program's.
+    pub ours: Vec<Pid>,
+    /// Threads that slept with a time limit at the last checkpoint, and since when.
+    pub sleeping: std::collections::HashMap<Pid, crate::timed_calls::Sleeping>,
+}
 
 /// Duplicates of the calling process's standard descriptors; `None` for one that is closed.
 #[must_use]

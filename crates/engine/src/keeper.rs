@@ -12,13 +12,15 @@
 //! [`Command::Release`], the foreground process was killed, and the keeper kills the program: it belongs to the command
 //! that the user typed. When the supervisor dies, the program lives on.
 
+mod relay;
+
 use crate::error::Context;
 use crate::job::{Memory, own_stdio};
 use crate::{EngineError, Job};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use stasis_sys::Pid;
-use stasis_sys::process::{self, Fork, SIGCHLD, SIGKILL, WNOHANG, WaitStatus, Waited};
+use stasis_sys::process::{self, Fork, SIGKILL, WNOHANG, WaitStatus, Waited};
 use stasis_sys::signal::{self, SignalFd, SignalSet};
 use std::ffi::OsString;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -39,7 +41,7 @@ pub enum Event {
 /// What the keeper is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Send this signal to the root.
+    /// The front has received this signal: see to it that the root has it too (see [`relay`]).
     Signal(i32),
     /// The front leaves, and the program may live on.
     Release,
@@ -169,6 +171,7 @@ pub fn launch(
                     virtual_root: Pid(root),
                     stdio,
                     events,
+                    requester: None,
                     memory: Memory::default(),
                 }),
                 Some((LAUNCH_FAILED, errno)) => Err(EngineError::System {
@@ -193,7 +196,10 @@ pub fn launch(
             };
             let _ = rustix::net::send(&keeper_end, &message, SendFlags::NOSIGNAL);
             match root {
-                Some(root) => serve(&front, &keeper_end, root),
+                Some(root) => {
+                    let_go_of_stdio();
+                    serve(&front, &keeper_end, root)
+                }
                 None => process::exit_now(127),
             }
         }
@@ -209,6 +215,22 @@ pub(crate) fn become_keeper() {
     // Neither call can fail with these arguments; a keeper without them would still keep.
     let _ = signal::set_mask(SignalSet::ALL);
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
+}
+
+/// Puts `/dev/null` in the place of the standard descriptors: a pipe that the program closes must be closed for those
+/// at its other end.
+pub(crate) fn let_go_of_stdio() {
+    let Ok(null) = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+    else {
+        return;
+    };
+    // Neither can fail with an open descriptor.
+    let _ = rustix::stdio::dup2_stdin(&null);
+    let _ = rustix::stdio::dup2_stdout(&null);
+    let _ = rustix::stdio::dup2_stderr(&null);
 }
 
 /// Forks and executes the root. An error of exec comes back through a close-on-exec pipe.
@@ -240,7 +262,8 @@ pub(crate) fn serve(front: &OwnedFd, supervisor: &OwnedFd, root: Pid) -> ! {
 }
 
 fn serve_until_done(front: &OwnedFd, supervisor: &OwnedFd, root: Pid) -> std::io::Result<()> {
-    let children = SignalFd::new(SignalSet::EMPTY.with(SIGCHLD))?;
+    let signals = SignalFd::new(SignalSet::ALL)?;
+    let mut heard = relay::Heard::default();
     let tell = |event: Event| {
         for line in [front, supervisor] {
             // Whoever has left does not want to know.
@@ -271,7 +294,7 @@ fn serve_until_done(front: &OwnedFd, supervisor: &OwnedFd, root: Pid) -> std::io
             }
         }
         let mut ready = [
-            PollFd::new(&children, PollFlags::IN),
+            PollFd::new(&signals, PollFlags::IN),
             PollFd::new(front, PollFlags::IN),
         ];
         // A line that has hung up would wake every poll: once released, it is not looked at.
@@ -280,14 +303,16 @@ fn serve_until_done(front: &OwnedFd, supervisor: &OwnedFd, root: Pid) -> std::io
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let heard = attached && !ready[1].revents().is_empty();
-        while children.read()?.is_some() {}
-        if heard {
+        let spoken_to = attached && !ready[1].revents().is_empty();
+        while let Some(received) = signals.read()? {
+            heard.note(received.signal);
+        }
+        if spoken_to {
             let mut buffer = [0u8; MESSAGE_LEN];
             match rustix::net::recv(front, &mut buffer, RecvFlags::empty()) {
                 Ok((n, _)) if n > 0 => match Command::decode(&buffer[..n]) {
                     Some(Command::Signal(signal)) if root_lives => {
-                        let _ = signal::send(root, signal);
+                        relay::pass_on(root, signal, heard.take(signal));
                     }
                     Some(Command::Release) => attached = false,
                     Some(Command::Kill) => kill_descendants(),

@@ -7,12 +7,27 @@
 
 pub mod checkpoint;
 pub mod contents;
+pub mod credentials;
 pub mod descriptors;
 pub mod error;
+pub mod faults;
+pub mod file_policy;
 pub mod job;
 pub mod keeper;
+pub mod memory;
+pub mod model;
 pub mod progress;
 pub mod restart;
+pub mod attributes;
+pub mod calls;
+pub mod capture;
+pub mod freeze;
+pub mod maps;
+pub mod timed_calls;
+pub mod signals;
+pub mod store;
+pub mod threads;
+pub mod timers;
 pub mod tree;
 
 pub use error::{EngineError, Refusal};

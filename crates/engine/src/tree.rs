@@ -91,6 +91,31 @@ pub fn living_descendants(pid: Pid) -> Vec<Pid> {
     found
 }
 
+/// The threads of a process, the leader first, then ascending.
+#[must_use]
+pub fn threads(pid: Pid) -> Vec<Pid> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let mut found: Vec<Pid> = tasks
+        .flatten()
+        .filter_map(|task| task.file_name().to_str()?.parse().ok())
+        .map(Pid)
+        .collect();
+    found.sort_by_key(|tid| (*tid != pid, *tid));
+    found
+}
+
+/// The value of a field of `/proc/PID/status` (`proc_pid_status(5)`).
+#[must_use]
+pub fn status_field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+}
+
+/// The id that a process or thread has in its own pid namespace: the last of `NSpid`.
+#[must_use]
+pub fn innermost_id(status: &str) -> Option<Pid> {
+    status_field(status, "NSpid")?.split_ascii_whitespace().last()?.parse().ok().map(Pid)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

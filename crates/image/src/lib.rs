@@ -1,19 +1,53 @@
-//! The checkpoint file.
+//! The checkpoint file: one file for one process tree at one moment.
+//!
+//! [`ImageWriter`] puts the contents of memory areas, files and queues ("objects") into a new image;
+//! [`Image`] reads them back; [`scan`] lists what a directory holds. What the objects mean is none of
+//! this crate's business: the engine's description of the process tree is an opaque string of bytes here.
+//!
+//! Three promises hold whatever happens in between:
+//! - An image under its final name is complete and was flushed to the disk. Until then it is called
+//!   `NAME.ckpt.partial`, and a writer that is dropped removes it.
+//! - An existing image is never touched, nor replaced.
+//! - A reader never trusts a number it has read: every length is held against the length of the file and
+//!   a limit before memory is set aside, and every content is checked against its BLAKE3 hash.
+//!
+//! The layout, byte by byte, is in `docs/image-format.md`.
+//!
+//! ```
+//! use stasis_image::{Image, ImageWriter, ObjectId, Run, WriteOptions};
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let directory = tempfile::tempdir()?;
+//! let path = directory.path().join(stasis_image::image_name("job", 1));
+//! let contents = b"what the program had in memory".to_vec();
+//! let writer = ImageWriter::create(&path, WriteOptions::default())?;
+//! writer.store(ObjectId(1), &contents, &[Run { offset: 0, len: contents.len() as u64 }])?;
+//! writer.commit(b"description of the process tree")?;
+//!
+//! let image = Image::open(&path)?;
+//! assert_eq!(image.metadata(), b"description of the process tree");
+//! assert_eq!(image.read_object(ObjectId(1), contents.len() as u64)?, contents);
+//! # Ok(())
+//! # }
+//! ```
 #![forbid(unsafe_code)]
-/// Placeholder until the format lands.
-#[derive(Debug, thiserror::Error)]
-#[error("image")]
-pub struct ImageError;
-/// Compression of extents.
-#[derive(Clone, Copy, Debug)]
-pub enum Compression {
-    /** stored as they are */
-    None,
-    /** lz4 */
-    Lz4,
-    /** zstd */
-    Zstd(i32),
-}
-/// A reader.
-#[derive(Debug)]
-pub struct Image;
+
+mod chunk;
+mod compression;
+mod error;
+mod format;
+mod naming;
+mod partial;
+mod reader;
+mod source;
+mod writer;
+
+pub use compression::{Compression, ParseCompressionError};
+pub use error::{ImageError, Part};
+pub use format::{Encoding, Extent, Header, ObjectId, limits};
+pub use naming::{
+    Found, State, image_name, next_sequence, parse_image_name, parse_partial_name,
+    remove_abandoned, scan,
+};
+pub use reader::{Image, Verified};
+pub use source::{Run, Source, StoreJob};
+pub use writer::{Committed, ImageWriter, Progress, Stored, WriteOptions};

@@ -4,8 +4,14 @@
 //! returns [`std::io::Result`] with the kernel's own error number. This crate and `stasis-tracee` are
 //! the only ones that contain `unsafe`.
 
+pub mod descriptor;
 pub mod id;
+pub mod lock;
+pub mod pagemap;
 pub mod process;
 pub mod signal;
+pub mod socket;
+pub mod startup;
+pub mod task;
 
 pub use id::Pid;

@@ -194,3 +194,58 @@ pub fn exec(argv: &[OsString], mask: SignalSet, ignored: &[i32]) -> io::Error {
     unsafe { libc::execvp(pointers[0], pointers.as_ptr()) };
     io::Error::last_os_error()
 }
+
+/// Sleeps for ever. Signals that are not blocked still arrive.
+pub fn sleep_for_ever() -> ! {
+    loop {
+        // SAFETY: pause takes no pointers.
+        unsafe { libc::pause() };
+    }
+}
+
+/// Sets the process group of the calling process (`setpgid(2)`); 0 makes it a leader.
+///
+/// # Errors
+/// `EPERM` for a group of another session or a session leader, `ESRCH` for no such group.
+pub fn set_group(group: Pid) -> io::Result<()> {
+    // SAFETY: setpgid takes no pointers.
+    let rc = unsafe { libc::setpgid(0, group.0) };
+    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The process group of the calling process.
+#[must_use]
+pub fn group() -> Pid {
+    // SAFETY: getpgrp takes nothing and cannot fail.
+    Pid(unsafe { libc::getpgrp() })
+}
+
+/// Makes the calling process the leader of a new session (`setsid(2)`).
+///
+/// # Errors
+/// `EPERM` when it leads a process group.
+pub fn new_session() -> io::Result<()> {
+    // SAFETY: setsid takes no pointers.
+    let rc = unsafe { libc::setsid() };
+    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The process id as the kernel says it now, in the caller's own pid namespace.
+#[must_use]
+pub fn own_id() -> Pid {
+    // SAFETY: getpid takes nothing and cannot fail.
+    Pid(unsafe { libc::getpid() })
+}
+
+/// Ends the calling process with the raw wait status `status`: exits with its code or dies of its signal, without a core dump.
+pub fn end_with(status: WaitStatus) -> ! {
+    if let Some(signal) = status.killed_by() {
+        let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: the pointer is to a live structure.
+        unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) };
+        let _ = signal::set_default(signal);
+        let _ = signal::set_mask(SignalSet::EMPTY);
+        let _ = signal::send(own_id(), signal);
+    }
+    exit_now(status.exit_code().unwrap_or(0))
+}

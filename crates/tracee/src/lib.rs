@@ -1,9 +1,21 @@
-//! Tracing of another process: stops, registers, remote system calls, remote memory.
+//! Tracing of another process with ptrace(2): stops, registers, remote system calls, remote memory.
+//!
+//! A thread is either [`Running`] or [`Stopped`]; what needs a stopped thread is a method of `Stopped`, and both are
+//! consumed by what changes them, so that no ptrace request is ever made on a thread that is not in a stop. A thread
+//! may die at any moment: [`TraceError::Dead`] is a variant that every caller has to think about.
+//!
+//! All calls on a thread must come from the thread of the supervisor that seized it: that is the kernel's rule.
 
-/// Why a traced process could not be handled.
-#[derive(Debug, thiserror::Error)]
-pub enum TraceError {
-    /// It has died.
-    #[error("thread {0} has died")]
-    Dead(stasis_sys::Pid),
-}
+pub mod arch;
+mod error;
+mod memory;
+mod ptrace;
+mod remote;
+mod state;
+
+pub use arch::{Registers, Xstate};
+pub use error::TraceError;
+pub use memory::Memory;
+pub use ptrace::{PendingSignal, RseqConfiguration, SIGINFO_BYTES};
+pub use remote::Remote;
+pub use state::{Born, Running, Stop, Stopped};

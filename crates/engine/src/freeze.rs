@@ -1,0 +1,278 @@
+//! Stopping every thread of a tree at one moment, and letting all of them go again.
+//!
+//! Each thread is seized and interrupted; from then on what it forks is traced from birth, so that after a round in which
+//! nothing new was found the tree is complete (`ptrace(2)`, `PTRACE_O_TRACECLONE` and its like). Zombies cannot be traced and
+//! need not be: their status is all that is left of them. Dropping a [`Frozen`] lets the program run on.
+
+use crate::EngineError;
+use crate::error::Context;
+use crate::timed_calls::{self, Sleeping};
+use crate::tree::{self, Stat};
+use stasis_sys::Pid;
+use stasis_tracee::{Born, Memory, Running, Stop, Stopped, TraceError};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::time::{Duration, Instant};
+
+/// One stopped thread.
+#[derive(Debug)]
+pub struct FrozenThread {
+    /// The supervisor's number.
+    pub tid: Pid,
+    /// The program's number.
+    pub virtual_tid: Pid,
+    /// The stop; taken out while remote calls are made.
+    pub stopped: Option<Stopped>,
+    /// What it slept in before the freeze, where that has a time limit.
+    pub sleeping: Option<Sleeping>,
+}
+
+/// One stopped process.
+#[derive(Debug)]
+pub struct FrozenProcess {
+    /// The supervisor's number.
+    pub pid: Pid,
+    /// The program's number.
+    pub virtual_pid: Pid,
+    /// `/proc/PID/stat` once it stood still.
+    pub stat: Stat,
+    /// Job control had stopped it, with this signal.
+    pub stopped_by: Option<i32>,
+    /// Its first thread has ended while others live on.
+    pub leader_exited: bool,
+    /// Threads that are alive, the first thread first where it lives, then ascending.
+    pub threads: Vec<FrozenThread>,
+    /// Its memory.
+    pub memory: Memory,
+}
+
+/// A process that has ended but was not waited for.
+#[derive(Clone, Debug)]
+pub struct FrozenZombie {
+    /// The supervisor's number.
+    pub pid: Pid,
+    /// The program's number.
+    pub virtual_pid: Pid,
+    /// `/proc/PID/stat`.
+    pub stat: Stat,
+}
+
+/// A tree that stands still.
+#[derive(Debug, Default)]
+pub struct Frozen {
+    /// Parents before children.
+    pub processes: Vec<FrozenProcess>,
+    /// What is left of processes that have ended.
+    pub zombies: Vec<FrozenZombie>,
+}
+
+/// How long a thread may take to stop before the freeze is given up.
+const THREAD_LIMIT: Duration = Duration::from_secs(2);
+/// Freezes that fail because a thread cannot be stopped are repeated until this has passed: a vfork parent waits for
+/// its child to exec.
+const FREEZE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Stops every descendant of `keeper` except those of `ours`.
+///
+/// # Errors
+/// [`EngineError::Gone`] when there is none; [`TraceError::Stuck`] when a thread cannot be stopped; `EPERM` when one may not be
+/// traced. The program runs on in every case.
+pub fn freeze(
+    keeper: Pid,
+    ours: &BTreeSet<Pid>,
+    known: &HashMap<Pid, Sleeping>,
+) -> Result<Frozen, EngineError> {
+    let deadline = Instant::now() + FREEZE_LIMIT;
+    loop {
+        match attempt(keeper, ours, known) {
+            Err(EngineError::Tracee(TraceError::Stuck(_))) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Threads seized so far; whatever stays in here when it is dropped is let go.
+#[derive(Default)]
+struct Catch {
+    stopped: BTreeMap<Pid, Stopped>,
+    running: BTreeMap<Pid, Running>,
+}
+
+impl Drop for Catch {
+    fn drop(&mut self) {
+        let mut born = Born::default();
+        for (_, running) in std::mem::take(&mut self.running) {
+            // A running thread cannot be detached: stop it first. One that cannot stop is let go when the tracing thread ends.
+            let _ = running.interrupt();
+            if let Ok(stopped) = running.wait(Duration::from_millis(20), &mut born) {
+                let _ = stopped.detach();
+            }
+        }
+        for (_, stopped) in std::mem::take(&mut self.stopped) {
+            let _ = stopped.detach();
+        }
+        for tid in born.0 {
+            if let Ok(stopped) = Running::born(tid).wait(Duration::from_millis(20), &mut Born::default()) {
+                let _ = stopped.detach();
+            }
+        }
+    }
+}
+
+fn attempt(
+    keeper: Pid,
+    ours: &BTreeSet<Pid>,
+    known: &HashMap<Pid, Sleeping>,
+) -> Result<Frozen, EngineError> {
+    let mut catch = Catch::default();
+    let mut sleeping: HashMap<Pid, Sleeping> = HashMap::new();
+    let clock = timed_calls::scheduler_clock();
+    let limit = THREAD_LIMIT;
+    loop {
+        let mut fresh = Vec::new();
+        let members: Vec<Pid> = tree::descendants(keeper).into_iter().filter(|pid| !ours.contains(pid)).collect();
+        for pid in &members {
+            for tid in tree::threads(*pid) {
+                if catch.stopped.contains_key(&tid) || catch.running.contains_key(&tid) {
+                    continue;
+                }
+                if let Some(found) = timed_calls::look(*pid, tid, clock, known) {
+                    sleeping.insert(tid, found);
+                }
+                match Running::seize(tid) {
+                    Ok(running) => {
+                        fresh.push(tid);
+                        catch.running.insert(tid, running);
+                    }
+                    Err(TraceError::Dead(_)) => {}
+                    Err(error) => match Stat::read(format_args!("{pid}/task/{tid}")) {
+                        None => {}
+                        Some(stat) if matches!(stat.state, 'Z' | 'X') => {}
+                        Some(stat) => return Err(untraceable(*pid, &stat, error)),
+                    },
+                }
+            }
+        }
+        for tid in &fresh {
+            if let Some(running) = catch.running.get(tid) {
+                // Its death is noticed below.
+                let _ = running.interrupt();
+            }
+        }
+        let mut born = Born::default();
+        while let Some((tid, running)) = catch.running.pop_first() {
+            match running.wait(limit, &mut born) {
+                Ok(stopped) => {
+                    catch.stopped.insert(tid, stopped);
+                }
+                Err(TraceError::Dead(_)) => {}
+                Err(error) => {
+                    catch.running.insert(tid, Running::born(tid));
+                    return Err(error.into());
+                }
+            }
+            for child in born.0.drain(..) {
+                catch.running.insert(child, Running::born(child));
+            }
+        }
+        if fresh.is_empty() {
+            return assemble(&members, catch, &mut sleeping);
+        }
+    }
+}
+
+fn untraceable(pid: Pid, stat: &Stat, error: TraceError) -> EngineError {
+    EngineError::Refused(vec![crate::Refusal {
+        pid: Some(pid),
+        process: stat.comm.clone(),
+        object: "the process".into(),
+        reason: format!("it cannot be traced ({error})"),
+        hint: "a debugger or another tracer is attached, or it is a setuid or otherwise protected program: \
+               end that, or leave the program out of the job"
+            .into(),
+    }])
+}
+
+fn assemble(
+    members: &[Pid],
+    mut catch: Catch,
+    sleeping: &mut HashMap<Pid, Sleeping>,
+) -> Result<Frozen, EngineError> {
+    let mut frozen = Frozen::default();
+    for &pid in members {
+        let Some(stat) = Stat::read(pid) else { continue };
+        let numbers = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let virtual_pid = tree::innermost_id(&numbers).unwrap_or(pid);
+        let mut threads = Vec::new();
+        let mut stopped_by = None;
+        for tid in tree::threads(pid) {
+            let Some(stopped) = catch.stopped.remove(&tid) else { continue };
+            if let Stop::Group(signal) = stopped.stop() {
+                stopped_by = Some(signal);
+            }
+            threads.push(FrozenThread {
+                tid,
+                virtual_tid: tid,
+                stopped: Some(stopped),
+                sleeping: sleeping.remove(&tid),
+            });
+        }
+        if threads.is_empty() {
+            frozen.zombies.push(FrozenZombie { pid, virtual_pid, stat });
+            continue;
+        }
+        for thread in &mut threads {
+            thread.virtual_tid = if thread.tid == pid {
+                virtual_pid
+            } else {
+                let path = format!("/proc/{pid}/task/{}/status", thread.tid);
+                tree::innermost_id(&fs::read_to_string(path).unwrap_or_default()).unwrap_or(thread.tid)
+            };
+        }
+        let leader_exited = threads[0].tid != pid;
+        // Any living thread's view is the process's; a dead leader has none.
+        let memory = Memory::open(threads[0].tid).context(|| format!("opening the memory of process {pid}"))?;
+        frozen.processes.push(FrozenProcess {
+            pid,
+            virtual_pid,
+            stat,
+            stopped_by,
+            leader_exited,
+            threads,
+            memory,
+        });
+    }
+    if frozen.processes.is_empty() {
+        return Err(EngineError::Gone);
+    }
+    Ok(frozen)
+}
+
+impl Frozen {
+    /// Lets every thread go.
+    pub fn thaw(self) {
+        drop(self);
+    }
+
+    /// Every process, zombies too, by the supervisor's number.
+    #[must_use]
+    pub fn virtual_pids(&self) -> HashMap<Pid, Pid> {
+        let living = self.processes.iter().map(|p| (p.pid, p.virtual_pid));
+        living.chain(self.zombies.iter().map(|z| (z.pid, z.virtual_pid))).collect()
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        for process in &mut self.processes {
+            for thread in &mut process.threads {
+                if let Some(mut stopped) = thread.stopped.take() {
+                    let _ = timed_calls::hide_interruption(&mut stopped, thread.sleeping.as_ref());
+                    let _ = stopped.detach();
+                }
+            }
+        }
+    }
+}

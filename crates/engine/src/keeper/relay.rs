@@ -1,0 +1,125 @@
+//! Signals on their way from the front to the program, none of them twice.
+//!
+//! What a terminal or a shell sends to a process group reaches the program by itself, as it starts in the front's
+//! group; what is sent to the front alone has to be passed on. A signal does not tell which it was. But the keeper
+//! is in the front's group too, and blocks everything: a signal that it has got as well was sent to the group.
+
+use crate::tree::Stat;
+use rustix::process::Signal;
+use stasis_sys::{Pid, signal};
+use std::time::{Duration, Instant};
+
+/// How long a signal that the keeper has got stands for the one that the front has got. Members of a group are
+/// signalled within microseconds; the front may have to be scheduled first.
+const TOGETHER: Duration = Duration::from_millis(500);
+
+/// When which signal was last received.
+pub(super) struct Heard([Option<Instant>; 65]);
+
+impl Default for Heard {
+    fn default() -> Self {
+        Heard([None; 65])
+    }
+}
+
+impl Heard {
+    pub(super) fn note(&mut self, signal: i32) {
+        if let Some(slot) = usize::try_from(signal).ok().and_then(|n| self.0.get_mut(n)) {
+            *slot = Some(Instant::now());
+        }
+    }
+    /// Whether `signal` has just been received, and not been asked for since.
+    pub(super) fn take(&mut self, signal: i32) -> bool {
+        let slot = usize::try_from(signal).ok().and_then(|n| self.0.get_mut(n));
+        slot.and_then(Option::take)
+            .is_some_and(|at| at.elapsed() < TOGETHER)
+    }
+}
+
+/// Sees to it that the root gets `signal` once. `to_group` tells that it was sent to the front's whole group.
+pub(super) fn pass_on(root: Pid, signal: i32, to_group: bool) {
+    let (Some(own), Some(its)) = (Stat::read("self"), Stat::read(root)) else {
+        return;
+    };
+    let _ = match route(&own, &its, signal, to_group) {
+        Route::Arrived => Ok(()),
+        Route::Process(signal) => signal::send(root, signal),
+        Route::Group(signal) => signal::send(Pid(-(its.field(GROUP) as i32)), signal),
+    };
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Route {
+    Arrived,
+    Process(i32),
+    Group(i32),
+}
+
+/// Fields of `proc_pid_stat(5)`.
+const GROUP: usize = 5;
+const SESSION: usize = 6;
+
+fn route(own: &Stat, root: &Stat, signal: i32, to_group: bool) -> Route {
+    if !to_group {
+        return Route::Process(signal);
+    }
+    if own.field(GROUP) == root.field(GROUP) {
+        return Route::Arrived;
+    }
+    // The program has a group of its own: what was meant for a group goes to that one. In another session (a restarted
+    // job without a terminal) the kernel would drop a terminal's stop, as no shell could continue the group; here the
+    // front is the one who can.
+    if signal == Signal::TSTP.as_raw() && own.field(SESSION) != root.field(SESSION) {
+        return Route::Group(Signal::STOP.as_raw());
+    }
+    Route::Group(signal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process(group: u64, session: u64) -> Stat {
+        Stat {
+            pid: Pid(1),
+            comm: String::new(),
+            state: 'S',
+            parent: Pid(1),
+            rest: [
+                "S".into(),
+                "1".into(),
+                group.to_string(),
+                session.to_string(),
+            ]
+            .to_vec(),
+        }
+    }
+
+    #[test]
+    fn a_signal_arrives_once() {
+        let (keeper, same, own_group, own_session) =
+            (process(7, 5), process(7, 5), process(9, 5), process(9, 9));
+        let tstp = Signal::TSTP.as_raw();
+        assert_eq!(route(&keeper, &same, 15, true), Route::Arrived);
+        assert_eq!(route(&keeper, &same, 15, false), Route::Process(15));
+        assert_eq!(route(&keeper, &own_group, 15, true), Route::Group(15));
+        assert_eq!(route(&keeper, &own_group, tstp, true), Route::Group(tstp));
+        assert_eq!(
+            route(&keeper, &own_session, tstp, true),
+            Route::Group(Signal::STOP.as_raw())
+        );
+        assert_eq!(
+            route(&keeper, &own_session, tstp, false),
+            Route::Process(tstp)
+        );
+    }
+
+    #[test]
+    fn what_was_heard_counts_once() {
+        let mut heard = Heard::default();
+        heard.note(15);
+        assert!(heard.take(15) && !heard.take(15) && !heard.take(64));
+        heard.note(1000);
+        assert!(!heard.take(-1));
+    }
+}

@@ -1,0 +1,258 @@
+//! The memory of a process: its areas, their contents, its layout.
+//!
+//! Saved: every area with its address, protection, sharing, file and offset, advice and locks; of private areas the pages that
+//! have contents of their own (never-touched pages stay untouched, zero pages cost nothing); of shared memory the contents,
+//! once for all processes ([`shared`]); start and end of heap, stack, arguments and environment ([`layout`]); the vdso
+//! ([`vdso`]).
+//!
+//! Not saved: clean pages of mapped files (they are read from the file, which must not have changed: [`files`]); memory policy of
+//! mbind(2), which pages were swapped out.
+//!
+//! Refused by name: huge page file systems, System V segments, rings of io_setup(2) and io_uring, device memory, areas
+//! registered with userfaultfd(2).
+//!
+//! Rests on: `VmFlags` of `/proc/PID/smaps`; the page map tells own pages from those of the file (`sys::pagemap`);
+//! `/proc/PID/mem` reads and writes areas of any protection.
+
+pub mod files;
+pub mod layout;
+pub mod restore;
+pub mod shared;
+pub mod vdso;
+
+use crate::error::Context;
+use crate::maps::{self, Vma};
+use crate::{EngineError, Refusal};
+use serde::{Deserialize, Serialize};
+use stasis_image::Run;
+use stasis_sys::Pid;
+use stasis_sys::pagemap::{Pagemap, Pages};
+use std::ops::Range;
+
+/// What an area is mapped from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Backing {
+    /// Nothing: zeros until written.
+    Anonymous {
+        /// `PR_SET_VMA_ANON_NAME`.
+        name: Option<String>,
+    },
+    /// A file: private copy or shared.
+    File {
+        /// Place in the image's list of mapped files.
+        file: u32,
+        /// Bytes into the file.
+        offset: u64,
+    },
+    /// Shared memory without a name, or whose name is gone.
+    Shared {
+        /// Place in the image's list of shared objects.
+        object: u32,
+        /// Bytes into the object.
+        offset: u64,
+    },
+    /// The kernel's code in user space.
+    Vdso,
+    /// The kernel's data for that code, by its bracketed name.
+    Vvar(String),
+}
+
+/// One area.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Area {
+    /// First address and one past the last.
+    pub range: Range<u64>,
+    /// `PROT_*`.
+    pub protection: i32,
+    /// `MAP_SHARED`.
+    pub shared: bool,
+    /// What it is mapped from.
+    pub backing: Backing,
+    /// `MAP_GROWSDOWN`.
+    pub grows_down: bool,
+    /// `MAP_NORESERVE`.
+    pub no_reserve: bool,
+    /// `MAP_DROPPABLE`.
+    pub droppable: bool,
+    /// `madvise(2)` advice in force.
+    pub advice: Vec<i32>,
+    /// `mlock2(2)`: locked, and whether pages are locked only as they are touched.
+    pub locked: Option<bool>,
+    /// Sealed by mseal(2).
+    pub sealed: bool,
+}
+
+/// The memory of one process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct State {
+    /// Ascending by address.
+    pub areas: Vec<Area>,
+    /// Heap, stack, arguments.
+    pub layout: layout::State,
+    /// The object of the image that holds the private contents, at offsets that are addresses.
+    pub contents: u32,
+    /// Guard pages (`MADV_GUARD_INSTALL`).
+    pub guards: Vec<Range<u64>>,
+    /// Pages stored.
+    pub stored: Vec<Range<u64>>,
+}
+
+impl State {
+    /// Bytes of private contents.
+    #[must_use]
+    pub fn stored_bytes(&self) -> u64 {
+        self.stored.iter().map(|range| range.end - range.start).sum()
+    }
+
+    /// What the image writer is asked to store.
+    #[must_use]
+    pub fn runs(&self) -> Vec<Run> {
+        self.stored.iter().map(|range| Run { offset: range.start, len: range.end - range.start }).collect()
+    }
+}
+
+/// `VmFlags` codes and the advice that sets them.
+const ADVICE: [(&[u8; 2], i32); 8] = [
+    (b"sr", libc::MADV_SEQUENTIAL),
+    (b"rr", libc::MADV_RANDOM),
+    (b"dc", libc::MADV_DONTFORK),
+    (b"dd", libc::MADV_DONTDUMP),
+    (b"mg", libc::MADV_MERGEABLE),
+    (b"hg", libc::MADV_HUGEPAGE),
+    (b"nh", libc::MADV_NOHUGEPAGE),
+    (b"wf", libc::MADV_WIPEONFORK),
+];
+
+/// Why an area cannot be saved: reason and hint.
+fn obstacle(vma: &Vma) -> Option<(&'static str, &'static str)> {
+    let path = vma.path.as_slice();
+    if vma.has(b"ht") || path.starts_with(b"/anon_hugepage") {
+        return Some(("it is made of huge pages of the huge page file system", "use transparent huge pages instead"));
+    }
+    if path.starts_with(b"/SYSV") {
+        return Some(("System V shared memory cannot be saved yet", "run the program without it, if it can"));
+    }
+    if path.starts_with(b"/[aio]") {
+        return Some(("the program uses asynchronous I/O (io_setup)", "run the program without it, if it can"));
+    }
+    if path.starts_with(b"anon_inode:[io_uring]") {
+        return Some(("the program uses io_uring", "run it without (for Node: UV_USE_IO_URING=0)"));
+    }
+    if path.starts_with(b"anon_inode:") || path.starts_with(b"socket:") {
+        return Some(("it is a ring shared with the kernel", "run the program without that feature, if it can"));
+    }
+    if vma.has(b"um") || vma.has(b"uw") || vma.has(b"ui") {
+        return Some(("it is registered with userfaultfd", "run the program without that feature, if it can"));
+    }
+    let kernel_s = path.starts_with(b"[vvar") || path == b"[vdso]" || path == b"[vsyscall]";
+    if path == b"[uprobes]" {
+        return Some(("a tracing tool has probes in this program", "end the tracing tool"));
+    }
+    if !kernel_s && (vma.has(b"io") || vma.has(b"pf")) {
+        return Some(("it is memory of a device", "the program must let go of the device first"));
+    }
+    None
+}
+
+/// Looks for areas that cannot be saved.
+#[must_use]
+pub fn refusals(virtual_pid: Pid, process: &str, areas: &[Vma]) -> Vec<Refusal> {
+    let refuse = |vma: &Vma| {
+        let (reason, hint) = obstacle(vma)?;
+        Some(Refusal {
+            pid: Some(virtual_pid),
+            process: process.to_owned(),
+            object: format!("memory at {:#x} ({})", vma.range.start, String::from_utf8_lossy(&vma.path)),
+            reason: reason.to_owned(),
+            hint: hint.to_owned(),
+        })
+    };
+    areas.iter().filter_map(refuse).collect()
+}
+
+/// Everything that the areas of all processes refer to, collected over the tree.
+#[derive(Debug, Default)]
+pub struct Collected {
+    /// Mapped files.
+    pub files: files::Files,
+    /// Shared memory.
+    pub shared: shared::Objects,
+}
+
+/// Turns the kernel's list into areas, adding what they are mapped from to `collected`.
+///
+/// # Errors
+/// When a mapped file cannot be looked at.
+pub fn areas(process: Pid, vmas: &[Vma], collected: &mut Collected) -> Result<Vec<Area>, EngineError> {
+    let mut areas = Vec::with_capacity(vmas.len());
+    for vma in vmas {
+        let path = vma.path.as_slice();
+        if path == b"[vsyscall]" {
+            continue;
+        }
+        let backing = if path == b"[vdso]" {
+            Backing::Vdso
+        } else if path.starts_with(b"[vvar") {
+            Backing::Vvar(String::from_utf8_lossy(path).into_owned())
+        } else if vma.inode == 0 {
+            let name = path.strip_prefix(b"[anon:").and_then(|rest| rest.strip_suffix(b"]"));
+            Backing::Anonymous { name: name.map(|name| String::from_utf8_lossy(name).into_owned()) }
+        } else if let Some(file) = collected.files.find(vma)? {
+            Backing::File { file, offset: vma.offset }
+        } else if vma.shared {
+            let object = collected.shared.find(process, vma);
+            Backing::Shared { object, offset: vma.offset }
+        } else {
+            // A private mapping of a file whose name is gone: its pages are all that is known of it.
+            Backing::Anonymous { name: None }
+        };
+        let flag = |code: &[u8; 2]| vma.has(code);
+        areas.push(Area {
+            range: vma.range.clone(),
+            protection: vma.protection,
+            shared: vma.shared,
+            backing,
+            grows_down: flag(b"gd"),
+            no_reserve: flag(b"nr"),
+            droppable: flag(b"dp"),
+            advice: ADVICE.iter().filter(|(code, _)| vma.has(code)).map(|(_, advice)| *advice).collect(),
+            locked: flag(b"lo").then(|| flag(b"lf")),
+            sealed: flag(b"sl"),
+        });
+    }
+    Ok(areas)
+}
+
+/// Finds the pages to be stored: of private areas those with contents of their own, of private mappings of vanished
+/// files every page that can be read.
+///
+/// # Errors
+/// When the page map cannot be read.
+pub fn pages(process: Pid, vmas: &[Vma], areas: &[Area]) -> Result<Pages, EngineError> {
+    let looking = || format!("reading the page map of process {process}");
+    let mut map = Pagemap::open(process).context(looking)?;
+    let mut pages = Pages::default();
+    let mut by_start = vmas.iter().peekable();
+    for area in areas {
+        if area.shared || area.droppable || matches!(area.backing, Backing::Vdso | Backing::Vvar(_)) {
+            continue;
+        }
+        while by_start.next_if(|vma| vma.range.start < area.range.start).is_some() {}
+        let vanished = by_start.peek().is_some_and(|vma| vma.inode != 0)
+            && matches!(area.backing, Backing::Anonymous { .. });
+        if vanished {
+            pages.own.push(area.range.clone());
+        } else {
+            map.look(area.range.clone(), &mut pages).context(looking)?;
+        }
+    }
+    Ok(pages)
+}
+
+/// Reads the areas of a process with all that is needed here.
+///
+/// # Errors
+/// When they cannot be read.
+pub fn look(process: Pid) -> Result<Vec<Vma>, EngineError> {
+    maps::read_detailed(process)
+}

@@ -1,0 +1,207 @@
+//! Replacing the memory of a new process by the saved one, by remote calls.
+//!
+//! The process starts with the supervisor's own memory, as forking leaves it. A scratch page and the vdso are put into holes that
+//! neither that memory nor the saved one uses, everything else is unmapped, the saved areas are mapped at their addresses, filled,
+//! and the vdso is moved to where it was.
+
+use super::{Area, Backing, State};
+use crate::EngineError;
+use crate::calls::{Calls, SCRATCH};
+use crate::maps::{self, Vma};
+use stasis_sys::pagemap::PAGE;
+use stasis_tracee::arch::TASK_SIZE;
+use std::ops::Range;
+
+/// How an area's file descriptor is found.
+pub struct Descriptors {
+    /// The descriptor of mapped file n is `files + n`.
+    pub files: i32,
+    /// The descriptor of shared object n is `shared + n`.
+    pub shared: i32,
+}
+
+/// Addresses that a process needs while its memory is replaced.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// The scratch page.
+    pub scratch: u64,
+    /// Where the kernel's areas wait.
+    pub parking: u64,
+    /// The kernel's areas of the new process: name and present range.
+    pub kernel: Vec<(Vec<u8>, Range<u64>)>,
+}
+
+fn is_kernel_s(vma: &Vma) -> bool {
+    vma.path == b"[vdso]" || vma.path.starts_with(b"[vvar")
+}
+
+/// Finds holes that neither the new process nor the saved one uses.
+///
+/// # Errors
+/// When there is none.
+pub fn places(state: &State, now: &[Vma]) -> Result<Places, EngineError> {
+    let mut taken: Vec<Range<u64>> = state.areas.iter().map(|area| area.range.clone()).collect();
+    taken.extend(now.iter().map(|vma| vma.range.clone()));
+    taken.sort_by_key(|range| range.start);
+    let none = || EngineError::Failed("the saved memory leaves no free addresses".into());
+    let scratch = maps::find_hole(&taken, SCRATCH).ok_or_else(none)?;
+    taken.push(scratch..scratch + SCRATCH);
+    taken.sort_by_key(|range| range.start);
+    let kernel: Vec<_> = now.iter().filter(|vma| is_kernel_s(vma)).map(|v| (v.path.clone(), v.range.clone())).collect();
+    let len = match (kernel.first(), kernel.last()) {
+        (Some(first), Some(last)) => last.1.end - first.1.start,
+        _ => PAGE,
+    };
+    let parking = maps::find_hole(&taken, len).ok_or_else(none)?;
+    Ok(Places { scratch, parking, kernel })
+}
+
+fn unmap(calls: &mut Calls<'_>, range: Range<u64>) -> Result<(), EngineError> {
+    if range.start < range.end {
+        calls.call("munmap", libc::SYS_munmap, &[range.start, range.end - range.start])?;
+    }
+    Ok(())
+}
+
+const MOVE: u64 = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+
+fn relocate(calls: &mut Calls<'_>, range: &Range<u64>, to: u64) -> Result<(), EngineError> {
+    let len = range.end - range.start;
+    let instruction = calls.remote.instruction();
+    calls.call("mremap", libc::SYS_mremap, &[range.start, len, len, MOVE, to])?;
+    if range.contains(&instruction) {
+        calls.remote.set_instruction(instruction - range.start + to);
+    }
+    Ok(())
+}
+
+/// Parks the kernel's areas and unmaps everything else.
+///
+/// # Errors
+/// When a remote call fails.
+pub fn clear(places: &mut Places, calls: &mut Calls<'_>) -> Result<(), EngineError> {
+    let base = places.kernel.first().map_or(0, |(_, range)| range.start);
+    let mut end = places.parking;
+    for (_, range) in &mut places.kernel {
+        let to = places.parking + (range.start - base);
+        relocate(calls, range, to)?;
+        *range = to..to + (range.end - range.start);
+        end = range.end;
+    }
+    let mut keep = [places.scratch..places.scratch + SCRATCH, places.parking..end];
+    keep.sort_by_key(|range| range.start);
+    unmap(calls, 0..keep[0].start)?;
+    unmap(calls, keep[0].end..keep[1].start)?;
+    unmap(calls, keep[1].end..TASK_SIZE)
+}
+
+/// Maps every saved area at its address, empty.
+///
+/// # Errors
+/// When a remote call fails.
+pub fn map_areas(state: &State, descriptors: &Descriptors, calls: &mut Calls<'_>) -> Result<(), EngineError> {
+    for area in &state.areas {
+        let (fd, offset) = match area.backing {
+            Backing::Vdso | Backing::Vvar(_) => continue,
+            Backing::Anonymous { .. } => (-1, 0),
+            Backing::File { file, offset } => (descriptors.files + file as i32, offset),
+            Backing::Shared { object, offset } => (descriptors.shared + object as i32, offset),
+        };
+        let sharing = if area.droppable {
+            MAP_DROPPABLE
+        } else if area.shared {
+            libc::MAP_SHARED
+        } else {
+            libc::MAP_PRIVATE
+        };
+        let flag = |on: bool, value: i32| if on { value } else { 0 };
+        let flags = sharing
+            | libc::MAP_FIXED
+            | flag(fd < 0, libc::MAP_ANONYMOUS)
+            | flag(area.grows_down, libc::MAP_GROWSDOWN)
+            | flag(area.no_reserve, libc::MAP_NORESERVE);
+        let len = area.range.end - area.range.start;
+        let arguments =
+            [area.range.start, len, area.protection as u64, flags as u64, fd as i64 as u64, offset];
+        calls.call("mmap", libc::SYS_mmap, &arguments).map_err(|error| {
+            EngineError::Failed(format!("mapping {:#x}..{:#x}: {error}", area.range.start, area.range.end))
+        })?;
+    }
+    Ok(())
+}
+
+const MAP_DROPPABLE: i32 = 8;
+const MADV_GUARD_INSTALL: i32 = 102;
+const MLOCK_ONFAULT: u64 = 1;
+const PR_SET_VMA: u64 = 0x5356_4d41;
+const SYS_MSEAL: i64 = 462;
+
+/// Gives the filled areas their advice, names, locks and seals, and moves the kernel's areas to where they were.
+///
+/// # Errors
+/// When a remote call fails.
+pub fn finish_areas(
+    state: &State,
+    places: &Places,
+    same_vdso: bool,
+    calls: &mut Calls<'_>,
+    notes: &mut Vec<String>,
+) -> Result<(), EngineError> {
+    for area in &state.areas {
+        finish_area(area, calls, notes)?;
+    }
+    for range in &state.guards {
+        let arguments = [range.start, range.end - range.start, MADV_GUARD_INSTALL as u64];
+        calls.call("madvise(MADV_GUARD_INSTALL)", libc::SYS_madvise, &arguments)?;
+    }
+    if same_vdso {
+        restore_kernel_s(state, places, calls)?;
+    }
+    for area in state.areas.iter().filter(|area| area.sealed) {
+        let arguments = [area.range.start, area.range.end - area.range.start, 0];
+        if calls.call("mseal", SYS_MSEAL, &arguments).is_err() {
+            notes.push("this kernel cannot seal memory (mseal): the program's seals are gone".into());
+        }
+    }
+    Ok(())
+}
+
+fn finish_area(area: &Area, calls: &mut Calls<'_>, notes: &mut Vec<String>) -> Result<(), EngineError> {
+    let (start, len) = (area.range.start, area.range.end - area.range.start);
+    if matches!(area.backing, Backing::Vdso | Backing::Vvar(_)) {
+        return Ok(());
+    }
+    for advice in &area.advice {
+        // Of a kernel without that feature (KSM, huge pages), the advice is not missed.
+        let _ = calls.call("madvise", libc::SYS_madvise, &[start, len, *advice as u64]);
+    }
+    if let Backing::Anonymous { name: Some(name) } = &area.backing {
+        let mut bytes = name.clone().into_bytes();
+        bytes.push(0);
+        let address = calls.put(&bytes)?;
+        // CONFIG_ANON_VMA_NAME; only a label.
+        let _ = calls.call("prctl(PR_SET_VMA)", libc::SYS_prctl, &[PR_SET_VMA, 0, start, len, address]);
+    }
+    if let Some(on_fault) = area.locked {
+        let flags = if on_fault { MLOCK_ONFAULT } else { 0 };
+        if let Err(error) = calls.call("mlock2", libc::SYS_mlock2, &[start, len, flags]) {
+            notes.push(format!("memory at {start:#x} could not be locked again: {error}"));
+        }
+    }
+    Ok(())
+}
+
+fn restore_kernel_s(state: &State, places: &Places, calls: &mut Calls<'_>) -> Result<(), EngineError> {
+    for area in &state.areas {
+        let name: &[u8] = match &area.backing {
+            Backing::Vdso => b"[vdso]",
+            Backing::Vvar(name) => name.as_bytes(),
+            _ => continue,
+        };
+        match places.kernel.iter().find(|(found, _)| found == name) {
+            Some((_, range)) => relocate(calls, range, area.range.start)?,
+            None => return Err(EngineError::Failed(format!("this kernel has no {}", String::from_utf8_lossy(name)))),
+        }
+    }
+    Ok(())
+}

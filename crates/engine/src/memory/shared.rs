@@ -1,0 +1,115 @@
+//! Memory shared between processes: anonymous shared mappings, memfds, files that are mapped but have no name any more.
+//!
+//! Saved: contents, once for the tree, whoever maps it. An object that a descriptor is open on as well is saved with that descriptor
+//! ([`crate::descriptors`]) and mapped from it at a restart; any other comes back as a memfd.
+//!
+//! Not saved: the part of an object beyond what is mapped, when no descriptor leads to it.
+//!
+//! Rests on: device and inode tell which areas are the same object. Pages of shared memory that this process never touched are not in its
+//! page map, so that mincore(2) is asked, which looks at the object; what is swapped out is unknown to it: an area with swapped
+//! pages is read whole. Reading a hole of shared memory through `/proc/PID/mem` would fill it.
+
+use crate::EngineError;
+use crate::calls::{Calls, SCRATCH};
+use crate::descriptors::DescriptionId;
+use crate::maps::Vma;
+use serde::{Deserialize, Serialize};
+use stasis_sys::Pid;
+use stasis_sys::pagemap::PAGE;
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// A shared object of an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// What maps showed: `/dev/zero (deleted)`, `/memfd:name (deleted)`, a path.
+    #[serde(with = "serde_bytes")]
+    pub name: Vec<u8>,
+    /// Bytes, as far as it is mapped.
+    pub len: u64,
+    /// The description that it is mapped from.
+    pub description: Option<DescriptionId>,
+    /// The object of the image with its contents, where there is no description.
+    pub contents: Option<u32>,
+}
+
+/// A place where an object is mapped.
+#[derive(Clone, Debug)]
+pub struct Mapped {
+    /// By whom.
+    pub process: Pid,
+    /// Where.
+    pub range: Range<u64>,
+    /// Which part of the object.
+    pub offset: u64,
+    /// Some of it is swapped out.
+    pub swapped: bool,
+}
+
+/// The objects of a tree while it is captured.
+#[derive(Debug, Default)]
+pub struct Objects {
+    /// In the order of their numbers.
+    pub objects: Vec<(State, Vec<Mapped>)>,
+    index: HashMap<(u64, u64), u32>,
+}
+
+impl Objects {
+    /// The number of the object that `vma` of `process` maps.
+    pub fn find(&mut self, process: Pid, vma: &Vma) -> u32 {
+        let objects = &mut self.objects;
+        let number = *self.index.entry((vma.device, vma.inode)).or_insert_with(|| {
+            let state = State { name: vma.path.clone(), len: 0, description: None, contents: None };
+            objects.push((state, Vec::new()));
+            (objects.len() - 1) as u32
+        });
+        let (state, mapped) = &mut objects[number as usize];
+        state.len = state.len.max(vma.offset + vma.len());
+        mapped.push(Mapped {
+            process,
+            range: vma.range.clone(),
+            offset: vma.offset,
+            swapped: vma.swap > 0,
+        });
+        number
+    }
+
+    /// Ties objects to the descriptions that are open on them.
+    pub fn tie(&mut self, inodes: &[(u64, u64)]) {
+        for (number, key) in inodes.iter().enumerate() {
+            if let Some(object) = self.index.get(key) {
+                let state = &mut self.objects[*object as usize].0;
+                state.description.get_or_insert(DescriptionId(number as u32));
+            }
+        }
+    }
+}
+
+/// The pages of a mapped part that hold something, as ranges of addresses; asked of the process that maps it.
+///
+/// # Errors
+/// When the remote call fails.
+pub fn resident(mapped: &Mapped, calls: &mut Calls<'_>) -> Result<Vec<Range<u64>>, EngineError> {
+    if mapped.swapped {
+        return Ok(vec![mapped.range.clone()]);
+    }
+    let mut found: Vec<Range<u64>> = Vec::new();
+    let mut at = mapped.range.start;
+    while at < mapped.range.end {
+        let len = (mapped.range.end - at).min(SCRATCH * PAGE);
+        calls.call("mincore", libc::SYS_mincore, &[at, len, calls.scratch])?;
+        let present: [u8; SCRATCH as usize] = calls.get(0)?;
+        for (n, byte) in present[..(len / PAGE) as usize].iter().enumerate() {
+            if byte & 1 == 0 {
+                continue;
+            }
+            let page = at + n as u64 * PAGE;
+            match found.last_mut() {
+                Some(last) if last.end == page => last.end += PAGE,
+                _ => found.push(page..page + PAGE),
+            }
+        }
+        at += len;
+    }
+    Ok(found)
+}

@@ -1,0 +1,132 @@
+//! What an image's metadata holds.
+
+use crate::checkpoint::JobInfo;
+use crate::descriptors::{Description, Table};
+use crate::file_policy::FileRecord;
+use crate::memory::files::MappedFile;
+use crate::{EngineError, attributes, credentials, memory, signals, threads, timers};
+use serde::{Deserialize, Serialize};
+use stasis_image::Image;
+use stasis_sys::Pid;
+use std::time::Duration;
+
+/// A process tree.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Tree {
+    /// Facts about the job.
+    pub info: JobInfo,
+    /// The keeper's id as the program saw it: the parent of the root.
+    pub keeper: Pid,
+    /// The keeper's session and process group: those of the terminal from which the job was started.
+    pub outer_session: Pid,
+    /// See [`Tree::outer_session`].
+    pub outer_group: Pid,
+    /// The first process.
+    pub root: Pid,
+    /// Living processes, parents before children.
+    pub processes: Vec<Process>,
+    /// Ended ones that nobody has waited for.
+    pub zombies: Vec<Zombie>,
+    /// Files that are mapped.
+    pub files: Vec<MappedFile>,
+    /// Shared memory.
+    pub shared: Vec<memory::shared::State>,
+    /// Files that are open, and what a restart needs to know of them.
+    pub file_records: Vec<FileRecord>,
+    /// Open file descriptions.
+    pub descriptions: Vec<Description>,
+    /// The kernel's code that the processes had.
+    #[serde(with = "serde_bytes")]
+    pub vdso: Vec<u8>,
+    /// The program's clocks.
+    pub clocks: Clocks,
+    /// The process inside the tree that had asked for this checkpoint and waits for the answer.
+    pub requester: Option<Pid>,
+    /// The job had a controlling terminal.
+    pub terminal: bool,
+}
+
+/// The program's clocks at the checkpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clocks {
+    /// `CLOCK_MONOTONIC`.
+    pub monotonic: Duration,
+    /// `CLOCK_BOOTTIME`.
+    pub boottime: Duration,
+}
+
+/// One living process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Process {
+    /// Its id.
+    pub pid: Pid,
+    /// Its parent's id.
+    pub parent: Pid,
+    /// Its process group.
+    pub group: Pid,
+    /// Its session.
+    pub session: Pid,
+    /// Job control had stopped it, with this signal.
+    pub stopped_by: Option<i32>,
+    /// The first thread has ended.
+    pub leader_exited: bool,
+    /// Living threads, the first thread first where it lives.
+    pub threads: Vec<threads::State>,
+    /// Memory.
+    pub memory: memory::State,
+    /// Signal actions and the shared queue.
+    pub signals: signals::State,
+    /// Timers.
+    pub timers: timers::State,
+    /// Limits and the like.
+    pub attributes: attributes::State,
+    /// Ids and capabilities.
+    pub credentials: credentials::State,
+    /// Descriptors.
+    pub descriptors: Table,
+}
+
+impl Process {
+    /// Its name: that of its first thread.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.threads.first().map_or_else(String::new, |thread| String::from_utf8_lossy(&thread.name).into_owned())
+    }
+}
+
+/// A process that has ended.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Zombie {
+    /// Its id.
+    pub pid: Pid,
+    /// Its parent's id.
+    pub parent: Pid,
+    /// Its process group.
+    pub group: Pid,
+    /// Its session.
+    pub session: Pid,
+    /// Raw wait status.
+    pub status: i32,
+    /// Its name.
+    pub name: String,
+}
+
+impl Tree {
+    /// Reads the metadata of an image.
+    ///
+    /// # Errors
+    /// When it cannot be decoded.
+    pub fn of(image: &Image) -> Result<Tree, EngineError> {
+        postcard::from_bytes(image.metadata()).map_err(|error| {
+            EngineError::Failed(format!("{}: its description of the program cannot be read: {error}", image.path().display()))
+        })
+    }
+
+    /// The metadata of an image.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn encode(&self) -> Result<Vec<u8>, EngineError> {
+        postcard::to_stdvec(self).map_err(|error| EngineError::Failed(format!("describing the program: {error}")))
+    }
+}

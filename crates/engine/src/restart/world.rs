@@ -1,0 +1,54 @@
+//! The world that a restarted job lives in: namespaces of its own, with the host's files and network, where the strategy is that.
+
+use crate::EngineError;
+use crate::error::Context;
+use crate::model::Clocks;
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use stasis_sys::namespace;
+use std::fs;
+use std::time::Duration;
+
+/// Enters new user and mount namespaces, with the own ids mapped onto themselves, and makes the pid and time namespaces that the
+/// next child is born into. The time namespace continues the program's clocks.
+///
+/// # Errors
+/// When the host does not allow it. Without time namespaces (`CONFIG_TIME_NS`) the clocks jump, which `notes` tells.
+pub fn enter(clocks: &Clocks, notes: &mut Vec<String>) -> Result<(), EngineError> {
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    namespace::unshare(namespace::USER | namespace::MOUNT).context(|| "making a user namespace".into())?;
+    let write = |path: &str, text: String| fs::write(path, text).context(|| format!("writing {path}"));
+    write("/proc/self/setgroups", "deny".into())?;
+    write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
+    write("/proc/self/gid_map", format!("{gid} {gid} 1"))?;
+    namespace::unshare(namespace::PID).context(|| "making a pid namespace".into())?;
+    match namespace::unshare(namespace::TIME) {
+        Ok(()) => {
+            let text = offsets(clocks);
+            write("/proc/self/timens_offsets", text)?;
+        }
+        Err(_) => notes.push("this kernel has no time namespaces: CLOCK_MONOTONIC jumps".into()),
+    }
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+        .context(|| "making mounts private".into())
+}
+
+fn offsets(clocks: &Clocks) -> String {
+    let line = |name: &str, saved: Duration, clock: rustix::time::ClockId| {
+        let now = rustix::time::clock_gettime(clock);
+        let now = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
+        let shift = i128::try_from(saved.as_nanos()).unwrap_or(0) - now;
+        format!("{name} {} {}\n", shift.div_euclid(1_000_000_000), shift.rem_euclid(1_000_000_000))
+    };
+    line("monotonic", clocks.monotonic, rustix::time::ClockId::Monotonic)
+        + &line("boottime", clocks.boottime, rustix::time::ClockId::Boottime)
+}
+
+/// Mounts a fresh `/proc`, in the first process of the new pid namespace.
+///
+/// # Errors
+/// `EPERM` where the host's `/proc` is partly masked, as in containers.
+pub fn mount_proc() -> std::io::Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("proc", "/proc", "proc", flags, None::<&std::ffi::CStr>)?;
+    Ok(())
+}

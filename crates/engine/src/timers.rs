@@ -1,0 +1,206 @@
+//! Timers of a process: the three of setitimer(2) and those of timer_create(2).
+//!
+//! Saved: remaining time and interval, the timers' ids, clocks, signals and values.
+//! Not saved: overruns not yet asked for (timer_getoverrun(2)).
+//!
+//! Rests on: `/proc/PID/timers` (CONFIG_CHECKPOINT_RESTORE) lists ids and what they notify; ids are chosen with
+//! PR_TIMER_CREATE_RESTORE_IDS (Linux 6.16) or, before that, by creating timers until the kernel's counter arrives at the wanted one.
+//! Remaining times are relative, so no clock needs to be compared.
+
+use crate::EngineError;
+use crate::calls::Calls;
+use serde::{Deserialize, Serialize};
+use stasis_sys::Pid;
+use std::collections::HashMap;
+
+/// Interval and remaining time as the kernel holds them: four words, seconds and micro- or nanoseconds each.
+pub type Setting = [i64; 4];
+
+/// A timer of timer_create(2).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PosixTimer {
+    /// Its id.
+    pub id: i32,
+    /// `clockid_t`.
+    pub clock: i32,
+    /// The signal that it sends.
+    pub signal: i32,
+    /// `sigev_value`.
+    pub value: u64,
+    /// `SIGEV_SIGNAL`, `SIGEV_NONE`, `SIGEV_THREAD`, with `SIGEV_THREAD_ID` where a thread gets the signal.
+    pub notify: i32,
+    /// That thread (the program's number).
+    pub thread: Pid,
+    /// Interval and remaining time.
+    pub setting: Setting,
+}
+
+/// A process's timers.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct State {
+    /// ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF: interval and remaining time in seconds and microseconds.
+    pub interval_timers: [Setting; 3],
+    /// Ascending by id.
+    pub posix: Vec<PosixTimer>,
+}
+
+fn decode(bytes: &[u8; 32]) -> Setting {
+    let mut words = [0; 4];
+    for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+        *word = chunk.iter().rev().fold(0i64, |value, byte| value << 8 | i64::from(*byte));
+    }
+    words
+}
+
+fn encode(setting: &Setting) -> Vec<u8> {
+    setting.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+/// Captures all timers of `process`. `threads` translates thread ids to the program's numbers.
+///
+/// # Errors
+/// When a remote call fails.
+pub fn capture_remotely(
+    process: Pid,
+    threads: &HashMap<Pid, Pid>,
+    calls: &mut Calls<'_>,
+) -> Result<State, EngineError> {
+    let mut state = State::default();
+    for (which, setting) in state.interval_timers.iter_mut().enumerate() {
+        calls.call("getitimer", SYS_GETITIMER, &[which as u64, calls.scratch])?;
+        *setting = decode(&calls.get(0)?);
+    }
+    // Missing where the kernel was built without CONFIG_CHECKPOINT_RESTORE; `check` tells.
+    let list = std::fs::read_to_string(format!("/proc/{process}/timers")).unwrap_or_default();
+    for mut timer in parse(&list) {
+        calls.call("timer_gettime", libc::SYS_timer_gettime, &[timer.id as u64, calls.scratch])?;
+        timer.setting = decode(&calls.get(0)?);
+        timer.thread = threads.get(&timer.thread).copied().unwrap_or(timer.thread);
+        state.posix.push(timer);
+    }
+    state.posix.sort_by_key(|timer| timer.id);
+    Ok(state)
+}
+
+const SYS_GETITIMER: i64 = libc::SYS_getitimer;
+
+fn parse(list: &str) -> Vec<PosixTimer> {
+    let mut timers: Vec<PosixTimer> = Vec::new();
+    for line in list.lines() {
+        let Some((key, value)) = line.split_once(':') else { continue };
+        let value = value.trim();
+        if key == "ID" {
+            timers.push(PosixTimer {
+                id: value.parse().unwrap_or(0),
+                clock: 0,
+                signal: 0,
+                value: 0,
+                notify: libc::SIGEV_NONE,
+                thread: Pid(0),
+                setting: [0; 4],
+            });
+            continue;
+        }
+        let Some(timer) = timers.last_mut() else { continue };
+        match (key, value.split_once('/')) {
+            ("signal", Some((signal, pointer))) => {
+                timer.signal = signal.parse().unwrap_or(0);
+                timer.value = u64::from_str_radix(pointer.trim_start_matches("0x"), 16).unwrap_or(0);
+            }
+            ("notify", Some((how, target))) => {
+                timer.notify = match how {
+                    "signal" => libc::SIGEV_SIGNAL,
+                    "thread" => libc::SIGEV_THREAD,
+                    _ => libc::SIGEV_NONE,
+                };
+                if let Some((kind, id)) = target.split_once('.') {
+                    timer.thread = Pid(id.parse().unwrap_or(0));
+                    if kind == "tid" {
+                        timer.notify |= libc::SIGEV_THREAD_ID;
+                    }
+                }
+            }
+            ("ClockID", _) => timer.clock = value.parse().unwrap_or(0),
+            _ => {}
+        }
+    }
+    timers
+}
+
+const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
+
+/// Makes the timers anew, armed: to be called as late as possible.
+///
+/// # Errors
+/// When a remote call fails.
+pub fn restore_remotely(state: &State, calls: &mut Calls<'_>) -> Result<(), EngineError> {
+    restore_posix(&state.posix, calls)?;
+    for (which, setting) in state.interval_timers.iter().enumerate() {
+        if setting != &[0; 4] {
+            let address = calls.put(&encode(setting))?;
+            calls.call("setitimer", libc::SYS_setitimer, &[which as u64, address, 0])?;
+        }
+    }
+    Ok(())
+}
+
+fn restore_posix(timers: &[PosixTimer], calls: &mut Calls<'_>) -> Result<(), EngineError> {
+    if timers.is_empty() {
+        return Ok(());
+    }
+    let choose = |calls: &mut Calls<'_>, on: u64| {
+        calls.call("prctl(PR_TIMER_CREATE_RESTORE_IDS)", libc::SYS_prctl, &[PR_TIMER_CREATE_RESTORE_IDS, on])
+    };
+    let choosable = choose(calls, 1).is_ok();
+    for timer in timers {
+        create(timer, choosable, calls)?;
+    }
+    if choosable {
+        choose(calls, 0)?;
+    }
+    for timer in timers {
+        let address = calls.put(&encode(&timer.setting))?;
+        calls.call("timer_settime", libc::SYS_timer_settime, &[timer.id as u64, 0, address, 0])?;
+    }
+    Ok(())
+}
+
+/// Offset of the id in the scratch page, behind the 64 bytes of `struct sigevent`.
+const ID_AT: u64 = 64;
+
+fn create(timer: &PosixTimer, choosable: bool, calls: &mut Calls<'_>) -> Result<(), EngineError> {
+    let mut event = [0u8; 64];
+    event[..8].copy_from_slice(&timer.value.to_le_bytes());
+    event[8..12].copy_from_slice(&timer.signal.to_le_bytes());
+    event[12..16].copy_from_slice(&timer.notify.to_le_bytes());
+    event[16..20].copy_from_slice(&timer.thread.0.to_le_bytes());
+    loop {
+        let event_at = calls.put(&event)?;
+        let id_at = calls.put_at(ID_AT, &timer.id.to_le_bytes())?;
+        calls.call("timer_create", libc::SYS_timer_create, &[timer.clock as u64, event_at, id_at])?;
+        let id = i32::from_le_bytes(calls.get(ID_AT)?);
+        if id == timer.id {
+            return Ok(());
+        }
+        calls.call("timer_delete", libc::SYS_timer_delete, &[id as u64])?;
+        if choosable || id > timer.id {
+            return Err(EngineError::Failed(format!("the kernel would not give timer id {} (it gave {id})", timer.id)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_s_list_is_read() {
+        let list = "ID: 0\nsignal: 60/00007fff86e452a8\nnotify: signal/pid.2634\nClockID: 0\n\
+                    ID: 3\nsignal: 34/0000000000000007\nnotify: thread/tid.2640\nClockID: -6\n";
+        let timers = parse(list);
+        assert_eq!(timers.len(), 2);
+        assert_eq!((timers[0].signal, timers[0].value, timers[0].notify), (60, 0x7fff_86e4_52a8, libc::SIGEV_SIGNAL));
+        assert_eq!((timers[1].id, timers[1].clock, timers[1].thread), (3, -6, Pid(2640)));
+        assert_eq!(timers[1].notify, libc::SIGEV_THREAD | libc::SIGEV_THREAD_ID);
+    }
+}

@@ -1,0 +1,594 @@
+//! The layout of a file, and its encoding. `docs/image-format.md` has the same tables for readers in other languages.
+//!
+//! ```text
+//! header     one page
+//! extents    each begins on a page
+//! metadata   begins on a page
+//! index      begins on a page: base images (none in version 1), then extents; the file ends with it
+//! ```
+//!
+//! The header, all numbers little-endian:
+//!
+//! | offset | size | meaning                                                                        |
+//! |-------:|-----:|--------------------------------------------------------------------------------|
+//! |      0 |    8 | magic: `89 53 54 41 53 49 53 0A`                                               |
+//! |      8 |    4 | version: 1                                                                     |
+//! |     12 |    4 | length of the header: 4096                                                     |
+//! |     16 |   32 | BLAKE3 of the header, taken with this field zero                               |
+//! |     48 |    8 | flags: what a reader must understand; none in version 1                        |
+//! |     56 |    8 | length of the file                                                             |
+//! |     64 |    8 | time of creation, nanoseconds since 1970                                       |
+//! |     72 |    8 | metadata: where                                                                |
+//! |     80 |    8 | metadata: length in the file                                                   |
+//! |     88 |    8 | metadata: length decoded                                                       |
+//! |     96 |    4 | metadata: encoding                                                             |
+//! |    100 |    4 | zero                                                                           |
+//! |    104 |   32 | metadata: BLAKE3 as in the file                                                |
+//! |    136 |    8 | index: where                                                                   |
+//! |    144 |    8 | index: length                                                                  |
+//! |    152 |    8 | index: number of extents                                                       |
+//! |    160 |   32 | index: BLAKE3                                                                  |
+//! |    192 |    4 | index: number of base images                                                   |
+//! |    196 |    4 | zero                                                                           |
+//! |    200 |    8 | bytes of contents, decoded                                                     |
+//! |    208 |    8 | bytes of contents, in the file                                                 |
+//! |    216 | 3880 | zero                                                                           |
+//!
+//! The first 48 bytes keep their meaning in every later version, so that a newer file and a damaged one can be
+//! told apart. As the header holds the hash of the index, and the index those of the contents, the checksum of the
+//! header stands for the whole image.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{ImageError, Part};
+use limits::{HEADER_LEN, INDEX_LEN, METADATA_LEN, PAGE};
+
+/// Sizes that the format fixes or bounds, in bytes.
+pub mod limits {
+    /// Alignment of everything in the file, and the unit in which zeros are left out.
+    pub const PAGE: usize = 4096;
+    /// The largest extent, decoded. Extents do not cross multiples of it in the offsets of their object.
+    pub const CHUNK: usize = 1 << 20;
+    /// The header.
+    pub const HEADER_LEN: usize = PAGE;
+    /// The largest metadata, decoded.
+    pub const METADATA_LEN: u64 = 1 << 30;
+    /// The largest index: 128 million extents.
+    pub const INDEX_LEN: u64 = 8 << 30;
+    /// The largest object that [`Image::read_object`](crate::Image::read_object) gives in one piece.
+    pub const OBJECT_LEN: u64 = 1 << 30;
+}
+
+const MAGIC: [u8; 8] = *b"\x89STASIS\n";
+/// The version written, and the newest one read.
+pub(crate) const VERSION: u32 = 1;
+const CHECKSUM: std::ops::Range<usize> = 16..48;
+/// The part of the header that is the same in all versions.
+const PREAMBLE_LEN: usize = 48;
+/// A header of a later version may be longer, but not absurdly so.
+const ANY_HEADER_LEN: usize = 1 << 20;
+/// The flags that have a name already. A reader of version 1 understands none of them.
+const FLAG_NAMES: [(u64, &str); 2] = [
+    (1 << 0, "encryption"),
+    (1 << 1, "references to base images"),
+];
+const EXTENT_RECORD_LEN: usize = 64;
+
+/// The number of one thing with contents: a memory area, a shared memory object, a file's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ObjectId(pub u32);
+
+/// How bytes are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Encoding {
+    /// As they are.
+    Raw,
+    /// One LZ4 block.
+    Lz4,
+    /// One Zstandard frame.
+    Zstd,
+}
+
+impl Encoding {
+    fn to_number(self) -> u8 {
+        match self {
+            Encoding::Raw => 0,
+            Encoding::Lz4 => 1,
+            Encoding::Zstd => 2,
+        }
+    }
+
+    fn from_number(number: u32) -> Option<Self> {
+        match number {
+            0 => Some(Encoding::Raw),
+            1 => Some(Encoding::Lz4),
+            2 => Some(Encoding::Zstd),
+            _ => None,
+        }
+    }
+}
+
+/// A piece of contents in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// The object it belongs to.
+    pub object: ObjectId,
+    /// Where in the object, in bytes.
+    pub offset: u64,
+    /// How long it is once decoded, in bytes: 1 to [`limits::CHUNK`].
+    pub len: u64,
+    pub(crate) file_offset: u64,
+    pub(crate) stored_len: u32,
+    pub(crate) encoding: Encoding,
+    pub(crate) hash: [u8; 32],
+}
+
+impl Extent {
+    /// Where the object goes on after it. Cannot overflow: that was checked when it was read.
+    pub fn end(&self) -> u64 {
+        self.offset + self.len
+    }
+
+    /// Where it begins in the file; a multiple of [`limits::PAGE`].
+    pub fn file_offset(&self) -> u64 {
+        self.file_offset
+    }
+
+    /// How long it is in the file, in bytes, without the fill up to the next page.
+    pub fn stored_len(&self) -> u64 {
+        self.stored_len.into()
+    }
+
+    /// How it is stored.
+    pub fn encoding(&self) -> Encoding {
+        self.encoding
+    }
+
+    /// BLAKE3 of the decoded contents.
+    pub fn hash(&self) -> &[u8; 32] {
+        &self.hash
+    }
+
+    /// The part of the image that this extent is, for messages.
+    pub(crate) fn part(&self) -> Part {
+        Part::Contents {
+            object: self.object,
+            offset: self.offset,
+        }
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend(self.object.0.to_le_bytes());
+        // The image that has the bytes: 0 is this one, N the Nth of the base images.
+        out.extend(0u16.to_le_bytes());
+        out.extend([self.encoding.to_number(), 0]);
+        out.extend(self.offset.to_le_bytes());
+        out.extend((self.len as u32).to_le_bytes());
+        out.extend(self.stored_len.to_le_bytes());
+        out.extend(self.file_offset.to_le_bytes());
+        out.extend(self.hash);
+    }
+
+    fn decode(record: &[u8; EXTENT_RECORD_LEN], contents_end: u64) -> Result<Self, String> {
+        let fields = Fields(record);
+        let source = fields.u16(4);
+        let encoding = Encoding::from_number(record[6].into())
+            .ok_or_else(|| format!("unknown encoding {}", record[6]))?;
+        let extent = Extent {
+            object: ObjectId(fields.u32(0)),
+            offset: fields.u64(8),
+            len: fields.u32(16).into(),
+            stored_len: fields.u32(20),
+            file_offset: fields.u64(24),
+            encoding,
+            hash: fields.hash(32),
+        };
+        let Extent {
+            offset,
+            len,
+            stored_len,
+            file_offset,
+            ..
+        } = extent;
+        if source != 0 {
+            return Err(format!(
+                "it refers to base image {source}, and there is none"
+            ));
+        }
+        if record[7] != 0 {
+            return Err("a reserved byte is set".to_owned());
+        }
+        if !(1..=limits::CHUNK as u64).contains(&len) || offset.checked_add(len).is_none() {
+            return Err(format!(
+                "an extent of {len} bytes at offset {offset:#x} cannot be"
+            ));
+        }
+        let stored = u64::from(stored_len);
+        if stored == 0 || stored > len || (encoding == Encoding::Raw && stored != len) {
+            return Err(format!(
+                "an extent of {len} bytes cannot be stored in {stored}"
+            ));
+        }
+        let inside = file_offset >= HEADER_LEN as u64
+            && file_offset % PAGE as u64 == 0
+            && file_offset
+                .checked_add(stored)
+                .is_some_and(|end| end <= contents_end);
+        if !inside {
+            return Err(format!(
+                "an extent cannot be at byte {file_offset} of the file"
+            ));
+        }
+        Ok(extent)
+    }
+}
+
+/// A stretch of the file with its hash: the metadata or the index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Section {
+    pub offset: u64,
+    pub len: u64,
+    pub hash: [u8; 32],
+}
+
+/// What the first page says, which is enough to list an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The format of the file.
+    pub version: u32,
+    /// When the image was begun.
+    pub created: SystemTime,
+    /// How long the whole file is, in bytes.
+    pub file_len: u64,
+    /// How long the metadata is, decoded, in bytes.
+    pub metadata_len: u64,
+    /// How many extents there are.
+    pub extents: u64,
+    /// How much contents there is, decoded and without what was zero, in bytes.
+    pub logical_len: u64,
+    /// How much contents there is in the file, in bytes.
+    pub stored_len: u64,
+    /// BLAKE3 of the header; as it covers the hashes of everything else, it names the image.
+    pub checksum: [u8; 32],
+    pub(crate) metadata: Section,
+    pub(crate) metadata_encoding: Encoding,
+    pub(crate) index: Section,
+}
+
+impl Header {
+    /// Reads the header of the image at `path`, and nothing else: cheap, for lists.
+    ///
+    /// # Errors
+    /// As [`Image::open`](crate::Image::open), for what the header and the length of the file can tell.
+    pub fn read(path: &Path) -> Result<Header, ImageError> {
+        Self::read_from(&open(path)?, path)
+    }
+
+    pub(crate) fn read_from(file: &File, path: &Path) -> Result<Header, ImageError> {
+        let cannot_read = |source| ImageError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let not_an_image = |reason| ImageError::NotAnImage {
+            path: path.to_owned(),
+            reason,
+        };
+        let damaged = |file_offset, reason: String| ImageError::Damaged {
+            path: path.to_owned(),
+            part: Part::Header,
+            file_offset,
+            reason,
+        };
+        let metadata = file.metadata().map_err(cannot_read)?;
+        if !metadata.is_file() {
+            return Err(not_an_image("it is not a regular file"));
+        }
+        let actual = metadata.len();
+        let truncated = |part, expected| ImageError::Truncated {
+            path: path.to_owned(),
+            part,
+            expected,
+            actual,
+        };
+
+        let mut start = vec![0; actual.min(HEADER_LEN as u64) as usize];
+        read_exact(file, path, Part::Header, &mut start, 0)?;
+        if start.is_empty() {
+            return Err(truncated(Part::Header, HEADER_LEN as u64));
+        }
+        if start.iter().all(|&byte| byte == 0) {
+            return Err(ImageError::Unfinished {
+                path: path.to_owned(),
+            });
+        }
+        let magic_len = start.len().min(MAGIC.len());
+        if start[..magic_len] != MAGIC[..magic_len] {
+            return Err(not_an_image(
+                "it begins with other bytes than an image does",
+            ));
+        }
+        if start.len() < PREAMBLE_LEN {
+            return Err(truncated(Part::Header, HEADER_LEN as u64));
+        }
+        let (version, header_len) = (Fields(&start).u32(8), Fields(&start).u32(12) as usize);
+        if !(PREAMBLE_LEN..=ANY_HEADER_LEN).contains(&header_len) {
+            return Err(damaged(
+                12,
+                format!("a header of {header_len} bytes cannot be"),
+            ));
+        }
+        if header_len as u64 > actual {
+            return Err(truncated(Part::Header, header_len as u64));
+        }
+        let mut page = vec![0; header_len];
+        read_exact(file, path, Part::Header, &mut page, 0)?;
+        let checksum = Fields(&page).hash(CHECKSUM.start);
+        if header_checksum(&mut page) != checksum {
+            return Err(damaged(0, "checksum differs".to_owned()));
+        }
+        if version > VERSION {
+            return Err(ImageError::Newer {
+                path: path.to_owned(),
+                found: version,
+                supported: VERSION,
+            });
+        }
+        if version == 0 || header_len != HEADER_LEN {
+            return Err(damaged(
+                8,
+                format!("a header of {header_len} bytes in format {version} cannot be"),
+            ));
+        }
+        let flags = Fields(&page).u64(48);
+        if flags != 0 {
+            return Err(ImageError::UnknownFlags {
+                path: path.to_owned(),
+                names: flag_names(flags),
+            });
+        }
+        let header =
+            Self::decode(&page, checksum).map_err(|(offset, reason)| damaged(offset, reason))?;
+        for (what, value, limit) in [
+            ("metadata", header.metadata_len, METADATA_LEN),
+            ("index", header.index.len, INDEX_LEN),
+        ] {
+            if value > limit {
+                return Err(ImageError::TooLarge {
+                    path: path.to_owned(),
+                    what,
+                    value,
+                    limit,
+                });
+            }
+        }
+        if actual < header.file_len {
+            let part = if actual < header.metadata.offset {
+                // Which one is known only to the index, which is gone.
+                Part::Index
+            } else if actual < header.index.offset {
+                Part::Metadata
+            } else {
+                Part::Index
+            };
+            return Err(truncated(part, header.file_len));
+        }
+        if actual > header.file_len {
+            return Err(damaged(
+                56,
+                format!("the file has {actual} bytes instead of {}", header.file_len),
+            ));
+        }
+        Ok(header)
+    }
+
+    /// The fields, held against each other but not yet against the length of the file.
+    fn decode(page: &[u8], checksum: [u8; 32]) -> Result<Header, (u64, String)> {
+        let fields = Fields(page);
+        let number = fields.u32(96);
+        let metadata_encoding = Encoding::from_number(number)
+            .ok_or_else(|| (96, format!("unknown encoding {number} of the metadata")))?;
+        let header = Header {
+            version: fields.u32(8),
+            created: SystemTime::UNIX_EPOCH + Duration::from_nanos(fields.u64(64)),
+            file_len: fields.u64(56),
+            metadata_len: fields.u64(88),
+            extents: fields.u64(152),
+            logical_len: fields.u64(200),
+            stored_len: fields.u64(208),
+            checksum,
+            metadata: Section {
+                offset: fields.u64(72),
+                len: fields.u64(80),
+                hash: fields.hash(104),
+            },
+            metadata_encoding,
+            index: Section {
+                offset: fields.u64(136),
+                len: fields.u64(144),
+                hash: fields.hash(160),
+            },
+        };
+        let bases = fields.u32(192);
+        if bases != 0 {
+            return Err((192, format!("{bases} base images, and format 1 has none")));
+        }
+        let (metadata, index) = (&header.metadata, &header.index);
+        if header.extents.checked_mul(EXTENT_RECORD_LEN as u64) != Some(index.len) {
+            return Err((
+                144,
+                format!(
+                    "an index of {} bytes cannot hold {} extents",
+                    index.len, header.extents
+                ),
+            ));
+        }
+        let page_len = PAGE as u64;
+        let metadata_end = metadata.offset.checked_add(metadata.len);
+        let in_order = metadata.offset % page_len == 0
+            && index.offset % page_len == 0
+            && metadata.offset >= HEADER_LEN as u64
+            && metadata_end.is_some_and(|end| end <= index.offset)
+            && index.offset.checked_add(index.len) == Some(header.file_len);
+        if !in_order {
+            return Err((72, "the parts of the file do not fit together".to_owned()));
+        }
+        if metadata_encoding == Encoding::Raw && metadata.len != header.metadata_len {
+            return Err((80, "two different lengths of the metadata".to_owned()));
+        }
+        Ok(header)
+    }
+
+    /// The first page of a file; sets the checksum.
+    pub(crate) fn encode(&mut self) -> Vec<u8> {
+        let mut page = vec![0; HEADER_LEN];
+        let mut put =
+            |offset: usize, bytes: &[u8]| page[offset..offset + bytes.len()].copy_from_slice(bytes);
+        let since_1970 = self
+            .created
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        put(0, &MAGIC);
+        put(8, &self.version.to_le_bytes());
+        put(12, &(HEADER_LEN as u32).to_le_bytes());
+        put(56, &self.file_len.to_le_bytes());
+        put(
+            64,
+            &u64::try_from(since_1970.as_nanos())
+                .unwrap_or(u64::MAX)
+                .to_le_bytes(),
+        );
+        put(72, &self.metadata.offset.to_le_bytes());
+        put(80, &self.metadata.len.to_le_bytes());
+        put(88, &self.metadata_len.to_le_bytes());
+        put(
+            96,
+            &u32::from(self.metadata_encoding.to_number()).to_le_bytes(),
+        );
+        put(104, &self.metadata.hash);
+        put(136, &self.index.offset.to_le_bytes());
+        put(144, &self.index.len.to_le_bytes());
+        put(152, &self.extents.to_le_bytes());
+        put(160, &self.index.hash);
+        put(200, &self.logical_len.to_le_bytes());
+        put(208, &self.stored_len.to_le_bytes());
+        self.checksum = header_checksum(&mut page);
+        page[CHECKSUM].copy_from_slice(&self.checksum);
+        page
+    }
+}
+
+/// The index of `extents`, which are in order.
+pub(crate) fn encode_index(extents: &[Extent]) -> Vec<u8> {
+    let mut index = Vec::with_capacity(extents.len() * EXTENT_RECORD_LEN);
+    for extent in extents {
+        extent.encode(&mut index);
+    }
+    index
+}
+
+/// The extents of an index, or the place in the index and what is wrong there. They are known to be in order, not to
+/// overlap, and to lie between the header and `contents_end`.
+pub(crate) fn decode_index(index: &[u8], contents_end: u64) -> Result<Vec<Extent>, (u64, String)> {
+    let (records, _) = index.as_chunks::<EXTENT_RECORD_LEN>();
+    let mut extents: Vec<Extent> = Vec::with_capacity(records.len());
+    for (number, record) in records.iter().enumerate() {
+        let at = (number * EXTENT_RECORD_LEN) as u64;
+        let extent = Extent::decode(record, contents_end).map_err(|reason| (at, reason))?;
+        if let Some(last) = extents.last()
+            && (last.object, last.end()) > (extent.object, extent.offset)
+        {
+            return Err((at, "the extents are not in order".to_owned()));
+        }
+        extents.push(extent);
+    }
+    Ok(extents)
+}
+
+/// Opens a file to read. A named pipe without a writer must not block us.
+pub(crate) fn open(path: &Path) -> Result<File, ImageError> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;
+    File::options()
+        .read(true)
+        .custom_flags(flags.bits() as i32)
+        .open(path)
+        .map_err(|source| ImageError::Read {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+/// Reads a part of the file; one that ends early has been cut short since its length was looked at.
+pub(crate) fn read_exact(
+    file: &File,
+    path: &Path,
+    part: Part,
+    buffer: &mut [u8],
+    offset: u64,
+) -> Result<(), ImageError> {
+    file.read_exact_at(buffer, offset).map_err(|source| {
+        if source.kind() == io::ErrorKind::UnexpectedEof {
+            let actual = file.metadata().map_or(0, |metadata| metadata.len());
+            ImageError::Truncated {
+                path: path.to_owned(),
+                part,
+                expected: offset + buffer.len() as u64,
+                actual,
+            }
+        } else {
+            ImageError::Read {
+                path: path.to_owned(),
+                source,
+            }
+        }
+    })
+}
+
+/// Leaves the field of the checksum zero.
+fn header_checksum(page: &mut [u8]) -> [u8; 32] {
+    page[CHECKSUM].fill(0);
+    blake3::hash(page).into()
+}
+
+fn flag_names(flags: u64) -> String {
+    let names = (0..64).filter(|bit| flags >> bit & 1 == 1).map(|bit| {
+        FLAG_NAMES
+            .iter()
+            .find(|(flag, _)| *flag == 1 << bit)
+            .map_or_else(|| format!("bit {bit}"), |(_, name)| (*name).to_owned())
+    });
+    names.collect::<Vec<_>>().join(", ")
+}
+
+/// Little-endian numbers at fixed places of a record that is known to be long enough.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn bytes<const N: usize>(&self, offset: usize) -> [u8; N] {
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(&self.0[offset..offset + N]);
+        bytes
+    }
+
+    fn u16(&self, offset: usize) -> u16 {
+        u16::from_le_bytes(self.bytes(offset))
+    }
+
+    fn u32(&self, offset: usize) -> u32 {
+        u32::from_le_bytes(self.bytes(offset))
+    }
+
+    fn u64(&self, offset: usize) -> u64 {
+        u64::from_le_bytes(self.bytes(offset))
+    }
+
+    fn hash(&self, offset: usize) -> [u8; 32] {
+        self.bytes(offset)
+    }
+}

@@ -1,0 +1,105 @@
+//! The command line.
+
+use crate::commands;
+use clap::{Args, Parser, Subcommand};
+use stasis_image::Compression;
+use stasis_supervisor::{Interval, JobName, signal_name};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+/// Saves running programs and continues them later: the whole process tree, as an ordinary user, with nothing
+/// injected into the program.
+#[derive(Debug, Parser)]
+#[command(name = "stasis", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// One variant a verb, one file a verb in `commands/`.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Run(commands::run::Arguments),
+    Checkpoint(commands::checkpoint::Arguments),
+    Restart(commands::restart::Arguments),
+    Ps(commands::ps::Arguments),
+    Interval(commands::interval::Arguments),
+    Kill(commands::kill::Arguments),
+}
+
+/// Options of commands that hold a job.
+#[derive(Debug, Args)]
+pub struct JobOptions {
+    /// Take a checkpoint every INTERVAL, counted from the end of the last one: 90s, 30m, 1h30m, or seconds
+    #[arg(short, long, value_name = "INTERVAL")]
+    pub interval: Option<Interval>,
+    /// Directory for checkpoints
+    #[arg(short, long, value_name = "DIR")]
+    pub directory: Option<PathBuf>,
+    /// Name of the job; its checkpoints are called NAME-000001.ckpt and so on
+    #[arg(short, long)]
+    pub name: Option<JobName>,
+    /// How many complete checkpoints to keep
+    #[arg(long, value_name = "N", default_value = "2")]
+    pub keep: NonZeroUsize,
+    /// Return when the first process ends, though others of its tree live on (these are no longer checkpointed)
+    #[arg(long)]
+    pub exit_with_root: bool,
+    /// Take a checkpoint when this command receives SIGNAL, instead of passing it on
+    #[arg(long, value_name = "SIGNAL", value_parser = signal_name::parse_trigger)]
+    pub checkpoint_signal: Option<i32>,
+    /// Save and stop the job when this command receives SIGNAL, and exit with status 85
+    #[arg(long, value_name = "SIGNAL", value_parser = signal_name::parse_trigger)]
+    pub stop_signal: Option<i32>,
+    /// How checkpoints are compressed: none, lz4, zstd or zstd:LEVEL
+    #[arg(long, value_name = "HOW", default_value_t)]
+    pub compress: Compression,
+    /// Threads that write a checkpoint; 0 is one for each processor
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub threads: usize,
+    /// Store the contents of a file that is open for writing up to this size in bytes (K, M and G are understood)
+    #[arg(long, value_name = "BYTES", default_value = "64M", value_parser = parse_size)]
+    pub file_limit: u64,
+    /// Show how checkpoints come along, on standard error where that is a terminal
+    #[arg(long)]
+    pub progress: bool,
+}
+
+/// A number of bytes: `512`, `64K`, `64M`, `1G`, all binary.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let upper = text.to_ascii_uppercase();
+    let (digits, factor) = match upper.strip_suffix(['K', 'M', 'G']) {
+        Some(digits) if upper.ends_with('K') => (digits, 1 << 10),
+        Some(digits) if upper.ends_with('M') => (digits, 1 << 20),
+        Some(digits) => (digits, 1 << 30),
+        None => (upper.as_str(), 1),
+    };
+    let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    digits
+        .parse::<u64>()
+        .ok()
+        .filter(|_| plain)
+        .and_then(|number| number.checked_mul(factor))
+        .ok_or_else(|| format!("{text} is not a size: write bytes, or 64K, 64M, 1G"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_parser_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_understood() {
+        assert_eq!(parse_size("64M"), Ok(64 << 20));
+        assert_eq!(parse_size("1g"), Ok(1 << 30));
+        assert_eq!(parse_size("0"), Ok(0));
+        for bad in ["", "M", "1.5M", "-1", "+1", "99999999999999G"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+}

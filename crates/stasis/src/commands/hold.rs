@@ -1,0 +1,150 @@
+//! What `run` and `restart` have in common: they hold a job.
+
+use super::{Failure, Result};
+use crate::cli::JobOptions;
+use crate::exit;
+use crate::output::{self, ProgressLine};
+use stasis_supervisor::front::{self, End, Screen};
+use stasis_supervisor::{Error, JobName, NameLock, Settings, Start, finished};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Standard error as the front's screen.
+pub struct Stderr(ProgressLine);
+
+impl Stderr {
+    pub fn new() -> Stderr {
+        Stderr(ProgressLine::new())
+    }
+}
+
+impl Screen for Stderr {
+    fn note(&mut self, text: &str) {
+        self.0.clear();
+        output::message(text);
+    }
+    fn progress(&mut self, what: &str, done: u64, total: u64) {
+        self.0.show(what, done, total);
+    }
+    fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+impl JobOptions {
+    /// Where checkpoints go: the option, the environment, or `otherwise`; made absolute.
+    pub fn directory(&self, otherwise: &Path) -> std::result::Result<PathBuf, Failure> {
+        let directory = match (&self.directory, std::env::var_os("STASIS_DIR")) {
+            (Some(directory), _) => directory.clone(),
+            (None, Some(directory)) if !directory.is_empty() => directory.into(),
+            (None, _) => otherwise.to_owned(),
+        };
+        std::fs::canonicalize(&directory).map_err(|error| {
+            Failure::own(format!(
+                "the checkpoint directory {}: {error}",
+                directory.display()
+            ))
+        })
+    }
+
+    /// Everything together.
+    pub fn settings(&self, name: JobName, directory: PathBuf, command: Vec<String>) -> Settings {
+        Settings {
+            name,
+            directory,
+            command,
+            interval: self.interval,
+            keep: self.keep,
+            compression: self.compress,
+            threads: self.threads,
+            file_limit: self.file_limit,
+            exit_with_root: self.exit_with_root,
+            checkpoint_signal: self.checkpoint_signal,
+            stop_signal: self.stop_signal,
+            show_progress: self.progress,
+        }
+    }
+}
+
+/// Takes the name, clears what killed supervisors have left under it, and gives both.
+///
+/// With `exact`, a name that is in use is refused; without, the job gets a numbered one and the user is told.
+pub fn claim(
+    directory: &Path,
+    name: &JobName,
+    exact: bool,
+) -> std::result::Result<(NameLock, JobName), Failure> {
+    let (lock, name) = if exact {
+        (
+            NameLock::take(directory, name).map_err(Failure::own)?,
+            name.clone(),
+        )
+    } else {
+        let (lock, numbered) = NameLock::take_numbered(directory, name).map_err(Failure::own)?;
+        if numbered != *name {
+            output::message(&format!(
+                "a job named {name} is running with its checkpoints here: this one is called {numbered}"
+            ));
+        }
+        (lock, numbered)
+    };
+    if let Err(error) = stasis_image::remove_abandoned(directory, name.as_str()) {
+        output::message(&format!("an unfinished checkpoint stays: {error}"));
+    }
+    Ok((lock, name))
+}
+
+/// Attends to a job until its end. `Ok` is the exit status; a damaged image is told apart, as an older one may do.
+pub fn attend(start: Start, settings: &Settings) -> std::result::Result<Held, Failure> {
+    let end = front::attend(start, settings, &mut Stderr::new()).map_err(Failure::own)?;
+    Ok(match end {
+        End::Status(status) => {
+            if status.exit_code() == Some(0)
+                && let Err(error) = finished::mark(&settings.directory, &settings.name)
+            {
+                output::message(&format!(
+                    "the job's end could not be noted for --resume: {error}"
+                ));
+            }
+            let code = status.shell_code().and_then(|code| u8::try_from(code).ok());
+            Held::Ended(code.unwrap_or(exit::OWN))
+        }
+        End::Saved(path) => {
+            output::message(&format!("saved and stopped: {}", path.display()));
+            Held::Ended(exit::SAVED_AND_STOPPED)
+        }
+        End::Failed {
+            message,
+            damaged: true,
+            ..
+        } => Held::Damaged(message),
+        End::Failed { code, message, .. } => return Err(Failure { code, message }),
+        End::Lost => {
+            return Err(Failure::own(
+                "the keeper was killed: the program's end cannot be told",
+            ));
+        }
+    })
+}
+
+/// What came of holding a job.
+pub enum Held {
+    /// It ended, or was saved and stopped; the exit status.
+    Ended(u8),
+    /// It did not start: the image is damaged, and the message says how.
+    Damaged(String),
+}
+
+/// Ends with the job's status and gives the name back.
+pub fn conclude(lock: NameLock, held: std::result::Result<Held, Failure>) -> Result {
+    lock.release();
+    match held? {
+        Held::Ended(code) => Ok(ExitCode::from(code)),
+        Held::Damaged(message) => Err(Failure::own(message)),
+    }
+}
+
+/// The directory's trouble in the words of a command that needs it.
+pub fn explain(error: Error, directory: &Path) -> Failure {
+    Failure::own(format!("{}: {error}", directory.display()))
+}

@@ -1,0 +1,60 @@
+//! One verb, one file.
+
+pub mod checkpoint;
+mod hold;
+pub mod interval;
+pub mod kill;
+pub mod ps;
+pub mod restart;
+pub mod run;
+
+use crate::cli::Command;
+use crate::{exit, output};
+use std::process::ExitCode;
+
+/// What a command comes to: an exit status, or a failure that is told here.
+pub type Result = std::result::Result<ExitCode, Failure>;
+
+/// Why a command failed, and its exit status.
+#[derive(Debug)]
+pub struct Failure {
+    pub code: u8,
+    pub message: String,
+}
+
+impl Failure {
+    /// A trouble of `run` or `restart` themselves.
+    pub fn own(error: impl std::fmt::Display) -> Failure {
+        Failure {
+            code: exit::OWN,
+            message: error.to_string(),
+        }
+    }
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Failure {
+        Failure {
+            code: exit::FAILED,
+            message: error.to_string(),
+        }
+    }
+}
+
+/// Carries out a command.
+pub fn dispatch(command: Command) -> ExitCode {
+    let done = match command {
+        Command::Run(arguments) => run::run(arguments),
+        Command::Checkpoint(arguments) => checkpoint::run(&arguments),
+        Command::Restart(arguments) => restart::run(arguments),
+        Command::Ps(arguments) => ps::run(&arguments),
+        Command::Interval(arguments) => interval::run(&arguments),
+        Command::Kill(arguments) => kill::run(&arguments),
+    };
+    done.unwrap_or_else(|Failure { code, message }| {
+        if !message.is_empty() {
+            output::message(&message);
+        }
+        ExitCode::from(code)
+    })
+}

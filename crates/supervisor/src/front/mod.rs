@@ -1,0 +1,398 @@
+//! The front: the process that the user started, in the terminal's session and process group.
+//!
+//! It holds nothing that the program needs. It passes signals on, tells what there is to tell, and ends with the
+//! program's status. It has one thread, as it forks the supervisor.
+
+mod inherited;
+mod stop;
+
+use crate::error::Context;
+use crate::line::{self, ToFront, ToSupervisor};
+use crate::start::{self, Lines, Start};
+use crate::{Error, Settings, signal_name};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::Signal;
+use stasis_engine::keeper::{self, Command, Event};
+use stasis_sys::Pid;
+use stasis_sys::process::{self, Fork, SIGCHLD, SIGKILL, WNOHANG, WaitStatus, Waited};
+use stasis_sys::signal::{self, Received, SignalFd, SignalSet};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+/// Shows the user what there is to see. What the program itself writes does not pass through here.
+pub trait Screen {
+    /// A sentence.
+    fn note(&mut self, text: &str);
+    /// How far a long step has come, in bytes.
+    fn progress(&mut self, what: &str, done: u64, total: u64);
+    /// Takes what [`Screen::progress`] has drawn away again.
+    fn clear(&mut self);
+}
+
+/// How a job ended, as far as the front is concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The first process ended with this status.
+    Status(WaitStatus),
+    /// It was saved and stopped on request.
+    Saved(PathBuf),
+    /// It could not be started; nothing of it is left.
+    Failed {
+        /// Exit status for that.
+        code: u8,
+        /// Why.
+        message: String,
+        /// The image is damaged: an older one may do.
+        damaged: bool,
+    },
+    /// The keeper was killed, and nobody can tell how the program ends.
+    Lost,
+}
+
+/// Signals that give up a start, and the waiting for a supervisor that still writes when the program is gone.
+const GIVE_UP: [Signal; 4] = [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT];
+/// `si_code` of signals from the terminal and the like; those of processes are 0 and below.
+const SI_KERNEL: i32 = 0x80;
+/// For how long the remains of a start that was given up may take to go.
+const LAST_WAIT: Timespec = Timespec {
+    tv_sec: 5,
+    tv_nsec: 0,
+};
+const AT_ONCE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
+
+/// Starts a job under a new supervisor and attends to it until its end. The calling process has one thread.
+///
+/// # Errors
+/// [`Error::System`] when the processes and lines around the job cannot be made.
+pub fn attend(start: Start, settings: &Settings, screen: &mut dyn Screen) -> Result<End, Error> {
+    let mut front = Front::start(start, settings)?;
+    let end = front.attend(settings, screen);
+    screen.clear();
+    end
+}
+
+struct Front {
+    signals: SignalFd,
+    /// To the keeper; none when that has left.
+    keeper: Option<OwnedFd>,
+    /// To the supervisor; none when that has left.
+    line: Option<OwnedFd>,
+    supervisor: Pid,
+    supervisor_gone: bool,
+    started: bool,
+    failed: Option<End>,
+    saved: Option<PathBuf>,
+    status: Option<WaitStatus>,
+    /// The last process of the program is gone.
+    empty: bool,
+    /// Signals that arrived before the program ran.
+    early: Vec<Received>,
+}
+
+/// What has something to say.
+struct Ready {
+    signals: bool,
+    keeper: bool,
+    line: bool,
+}
+
+impl Front {
+    fn start(start: Start, settings: &Settings) -> Result<Front, Error> {
+        let inherited = inherited::take().context(|| "preparing signals".into())?;
+        let (keeper, keepers_end) = keeper::line().context(|| "making the keeper's line".into())?;
+        let (line, supervisors_end) =
+            keeper::line().context(|| "making the supervisor's line".into())?;
+        match process::fork().context(|| "starting the supervisor".into())? {
+            Fork::Child => {
+                drop((keeper, line));
+                let lines = Lines {
+                    keeper: keepers_end,
+                    front: supervisors_end,
+                };
+                start::become_supervisor(start, settings.clone(), &inherited, lines)
+            }
+            Fork::Parent(supervisor) => {
+                drop((keepers_end, supervisors_end));
+                let signals =
+                    SignalFd::new(SignalSet::ALL).context(|| "preparing signals".into())?;
+                Ok(Front {
+                    signals,
+                    keeper: Some(keeper),
+                    line: Some(line),
+                    supervisor,
+                    supervisor_gone: false,
+                    started: false,
+                    failed: None,
+                    saved: None,
+                    status: None,
+                    empty: false,
+                    early: Vec::new(),
+                })
+            }
+        }
+    }
+
+    fn attend(&mut self, settings: &Settings, screen: &mut dyn Screen) -> Result<End, Error> {
+        loop {
+            let ready = self.wait(None)?;
+            // What the supervisor and the keeper have said before they died comes first.
+            self.hear(&ready, settings, screen);
+            if ready.signals {
+                while let Some(received) =
+                    self.signals.read().context(|| "reading signals".into())?
+                {
+                    if received.signal == SIGCHLD && received.code > 0 {
+                        self.look_after_supervisor(settings, screen)?;
+                    } else if let Some(end) = self.receive(received, settings, screen) {
+                        return Ok(end);
+                    }
+                }
+            }
+            if let Some(end) = self.end(settings) {
+                return Ok(end);
+            }
+        }
+    }
+
+    /// Waits until somebody has something to say.
+    fn wait(&self, limit: Option<&Timespec>) -> Result<Ready, Error> {
+        let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
+        let [keeper, line] = [&self.keeper, &self.line].map(|fd| {
+            let at = fds.len();
+            fds.extend(fd.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
+            (fds.len() > at).then_some(at)
+        });
+        match poll(&mut fds, limit) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error).context(|| "waiting for events".into()),
+        }
+        let ready = |at: usize| !fds[at].revents().is_empty();
+        Ok(Ready {
+            signals: ready(0),
+            keeper: keeper.is_some_and(ready),
+            line: line.is_some_and(ready),
+        })
+    }
+
+    fn hear(&mut self, ready: &Ready, settings: &Settings, screen: &mut dyn Screen) {
+        if ready.line {
+            self.hear_supervisor(settings, screen);
+        }
+        if ready.keeper {
+            self.hear_keeper(settings, screen);
+        }
+    }
+
+    fn hear_supervisor(&mut self, settings: &Settings, screen: &mut dyn Screen) {
+        let Some(line) = &self.line else { return };
+        match line::hear(line) {
+            Ok(Some(ToFront::Started { root })) => {
+                tracing::debug!(root, "the program runs");
+                self.started = true;
+                screen.clear();
+                for received in std::mem::take(&mut self.early) {
+                    self.receive(received, settings, screen);
+                }
+            }
+            Ok(Some(ToFront::Failed {
+                code,
+                message,
+                damaged,
+            })) => {
+                self.failed = Some(End::Failed {
+                    code,
+                    message,
+                    damaged,
+                });
+            }
+            Ok(Some(ToFront::Note(text))) => screen.note(&text),
+            Ok(Some(ToFront::Progress { what, done, total })) => {
+                if done >= total {
+                    screen.clear();
+                } else {
+                    screen.progress(&what, done, total);
+                }
+            }
+            Ok(Some(ToFront::SavedAndStopped { path })) => self.saved = Some(path),
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+                tracing::warn!(%error, "a message of the supervisor was not understood");
+            }
+            Ok(None) | Err(_) => self.line = None,
+        }
+    }
+
+    fn hear_keeper(&mut self, settings: &Settings, screen: &mut dyn Screen) {
+        let Some(keeper) = &self.keeper else { return };
+        match Event::receive(keeper.as_fd()) {
+            Ok(Some(Event::RootExited(status))) => {
+                self.status = Some(status);
+                if settings.exit_with_root {
+                    self.command(Command::Release);
+                }
+            }
+            Ok(Some(Event::RootStopped(signal))) => {
+                screen.clear();
+                stop::stop_self(signal);
+            }
+            Ok(Some(Event::RootContinued)) => {}
+            Ok(Some(Event::Empty)) => self.empty = true,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Ok(None) | Err(_) => self.keeper = None,
+        }
+    }
+
+    /// A child has changed its state, and there is but one. Its last words, and the keeper's, are read before its
+    /// death is believed to be a misfortune.
+    fn look_after_supervisor(
+        &mut self,
+        settings: &Settings,
+        screen: &mut dyn Screen,
+    ) -> Result<(), Error> {
+        match process::wait(self.supervisor, WNOHANG) {
+            Ok(Waited::Nothing) | Err(_) => return Ok(()),
+            Ok(Waited::Child(..) | Waited::NoChildren) => {}
+        }
+        if std::mem::replace(&mut self.supervisor_gone, true) {
+            return Ok(());
+        }
+        loop {
+            let ready = self.wait(Some(&AT_ONCE))?;
+            if !ready.line && !ready.keeper {
+                break;
+            }
+            self.hear(&ready, settings, screen);
+        }
+        let over = self.empty
+            || self.keeper.is_none()
+            || (settings.exit_with_root && self.status.is_some());
+        if self.started && !over {
+            screen.note(
+                "the supervisor has died: the program runs on, but is no longer checkpointed",
+            );
+        }
+        Ok(())
+    }
+
+    /// Deals with a signal that was sent to this process. Tells the end where the signal makes it.
+    fn receive(
+        &mut self,
+        received: Received,
+        settings: &Settings,
+        screen: &mut dyn Screen,
+    ) -> Option<End> {
+        let Received {
+            signal,
+            code,
+            sender,
+            ..
+        } = received;
+        let gives_up = GIVE_UP.iter().any(|known| known.as_raw() == signal);
+        let stop = settings.stop_signal == Some(signal);
+        if stop || settings.checkpoint_signal == Some(signal) {
+            if self.started {
+                self.trigger(stop, signal, screen);
+            } else {
+                self.early.push(received);
+            }
+            return None;
+        }
+        let from_supervisor =
+            code <= 0 && sender == self.supervisor && signal == Signal::CONT.as_raw();
+        if from_supervisor || (code > 0 && code != SI_KERNEL) {
+            return None;
+        }
+        if self.empty || self.supervisor_gone && self.keeper.is_none() {
+            // Only the supervisor's last work is waited for.
+            return gives_up.then(|| self.status.map_or(End::Lost, End::Status));
+        }
+        if !self.started && !self.supervisor_gone {
+            if gives_up {
+                self.give_up();
+                return Some(End::Failed {
+                    code: u8::try_from(128 + signal).unwrap_or(u8::MAX),
+                    message: format!("given up on {}", signal_name::name(signal)),
+                    damaged: false,
+                });
+            }
+            self.early.push(received);
+            return None;
+        }
+        self.command(Command::Signal(signal));
+        None
+    }
+
+    fn trigger(&self, stop: bool, signal: i32, screen: &mut dyn Screen) {
+        let told = match &self.line {
+            Some(line) if !self.supervisor_gone => {
+                line::tell(line, &ToSupervisor::Checkpoint { stop }, false).is_ok()
+            }
+            _ => false,
+        };
+        if !told {
+            let name = signal_name::name(signal);
+            screen.note(&format!(
+                "{name} asks for a checkpoint, but the supervisor is gone: nothing is saved"
+            ));
+        }
+    }
+
+    fn command(&self, command: Command) {
+        if let Some(keeper) = &self.keeper {
+            // A keeper that has just left is noticed by its line.
+            let _ = command.send(keeper.as_fd());
+        }
+    }
+
+    /// Ends a start that is under way, and waits until nothing of it is left.
+    fn give_up(&mut self) {
+        self.command(Command::Kill);
+        let _ = signal::send(self.supervisor, SIGKILL);
+        let _ = process::wait(self.supervisor, 0);
+        self.line = None;
+        while let Some(keeper) = &self.keeper {
+            let mut fds = [PollFd::new(keeper, PollFlags::IN)];
+            match poll(&mut fds, Some(&LAST_WAIT)) {
+                Ok(0) => break,
+                _ => {
+                    if !matches!(Event::receive(keeper.as_fd()), Ok(Some(_))) {
+                        self.keeper = None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The end, where it has come.
+    fn end(&self, settings: &Settings) -> Option<End> {
+        if settings.exit_with_root
+            && let Some(status) = self.status
+        {
+            return Some(End::Status(status));
+        }
+        if !self.supervisor_gone {
+            return None;
+        }
+        if let Some(failed) = &self.failed {
+            return Some(failed.clone());
+        }
+        let over = self.empty || self.keeper.is_none();
+        if !over {
+            return None;
+        }
+        if let Some(path) = &self.saved {
+            return Some(End::Saved(path.clone()));
+        }
+        Some(match self.status {
+            Some(status) => End::Status(status),
+            None if self.started => End::Lost,
+            None => End::Failed {
+                code: start::OWN_FAILURE,
+                message: "the supervisor has died before the program ran".into(),
+                damaged: false,
+            },
+        })
+    }
+}

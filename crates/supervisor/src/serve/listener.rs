@@ -1,0 +1,249 @@
+//! The control socket: who may ask, and what is answered.
+
+use super::Task;
+use super::state::Shared;
+use super::worker::{Outcome, Request, Waiter};
+use crate::error::Context;
+use crate::protocol::{self, Answer, AnswerKind, RequestKind, VERSION, read_line, write_line};
+use crate::{Error, Interval};
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+use rustix::fs::Mode;
+use rustix::process::{geteuid, umask};
+use stasis_sys::process::SIGKILL;
+use stasis_sys::{Pid, signal, socket};
+use std::fs;
+use std::io::{self, BufReader, Read};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+/// For how long a client may take over its line.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often a client hears about progress.
+const TELL_EVERY: Duration = Duration::from_millis(250);
+
+/// The bound socket and its file.
+pub(crate) struct Socket {
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+impl Socket {
+    /// Binds `PID.sock`. A file of that name is left over from a dead supervisor, or belongs to a living one of
+    /// another pid namespace: then a number is added.
+    pub(super) fn bind(directory: &Path) -> Result<Socket, Error> {
+        let pid = Pid::current();
+        let mut path = directory.join(format!("{pid}.sock"));
+        let before = umask(Mode::from_bits_truncate(0o177));
+        let mut bound = UnixListener::bind(&path);
+        for number in 2..100 {
+            match &bound {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                _ => break,
+            }
+            if UnixStream::connect(&path).is_err() {
+                let _ = fs::remove_file(&path);
+            } else {
+                path = directory.join(format!("{pid}-{number}.sock"));
+            }
+            bound = UnixListener::bind(&path);
+        }
+        umask(before);
+        let listener = bound.context(|| format!("making the control socket {}", path.display()))?;
+        Ok(Socket { path, listener })
+    }
+    pub(super) fn listener(&self) -> io::Result<UnixListener> {
+        self.listener.try_clone()
+    }
+    /// Removes the file.
+    pub(crate) fn remove(&self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Accepts connections for ever.
+pub(super) fn listen(listener: &UnixListener, shared: &Arc<Shared>, tasks: &Sender<Task>) {
+    loop {
+        let stream = match listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, most likely: others may be closed in a moment.
+                tracing::warn!(%error, "accepting a connection");
+                thread::sleep(Duration::from_millis(100));
+                continue;
+            }
+        };
+        let (shared, tasks) = (Arc::clone(shared), tasks.clone());
+        let serving = thread::Builder::new()
+            .name("connection".into())
+            .spawn(move || serve(stream, &shared, &tasks));
+        if let Err(error) = serving {
+            tracing::warn!(%error, "serving a connection");
+        }
+    }
+}
+
+fn serve(stream: UnixStream, shared: &Shared, tasks: &Sender<Task>) {
+    let peer = socket::peer(&stream);
+    let inner = peer
+        .as_ref()
+        .ok()
+        .and_then(|peer| shared.distance(peer.pid?))
+        .is_some();
+    let Some(_counted) = shared.connect(inner) else {
+        return;
+    };
+    let conversation = peer.and_then(|peer| {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Conversation {
+            reader: BufReader::new(stream),
+            peer,
+            inner,
+            shared,
+            tasks,
+        }
+        .hold()
+    });
+    if let Err(error) = conversation {
+        tracing::debug!(%error, "a client was lost");
+    }
+}
+
+struct Conversation<'a> {
+    reader: BufReader<UnixStream>,
+    peer: socket::Peer,
+    inner: bool,
+    shared: &'a Shared,
+    tasks: &'a Sender<Task>,
+}
+
+impl Conversation<'_> {
+    fn hold(mut self) -> io::Result<()> {
+        let ours = geteuid().as_raw();
+        if self.peer.uid != ours && self.peer.uid != 0 {
+            return self.refuse(format!(
+                "user {} may not ask about a job of user {ours}",
+                self.peer.uid
+            ));
+        }
+        let request = match read_line::<protocol::Request>(&mut self.reader) {
+            Ok(Some(request)) => request,
+            Ok(None) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return self.refuse(format!(
+                    "the request was not understood ({error}); this supervisor speaks version {VERSION}"
+                ));
+            }
+            Err(error) => return Err(error),
+        };
+        if request.version > VERSION {
+            return self.refuse(format!(
+                "the request is of version {}, this job's supervisor speaks version {VERSION}: use the stasis that \
+                 started the job",
+                request.version
+            ));
+        }
+        match request.kind {
+            RequestKind::Status => {
+                let status = self.shared.status(self.peer.pid);
+                self.say(AnswerKind::Status(Box::new(status)))
+            }
+            RequestKind::Interval { seconds: Some(0) } => self.refuse("the interval is zero".into()),
+            RequestKind::Interval { seconds } => {
+                self.give(Task::Interval(seconds.and_then(Interval::from_seconds)))
+            }
+            RequestKind::Kill => {
+                self.kill();
+                self.say(AnswerKind::Done)
+            }
+            RequestKind::Checkpoint { stop, by_signal: true, .. } => self.checkpoint_by_signal(stop),
+            RequestKind::Checkpoint { .. } if self.inner => self.refuse(
+                "a process of the job itself must ask for the answer by signal, as `stasis checkpoint` does".into(),
+            ),
+            RequestKind::Checkpoint { stop, progress, .. } => self.checkpoint(stop, progress),
+        }
+    }
+
+    fn say(&mut self, kind: AnswerKind) -> io::Result<()> {
+        write_line(
+            self.reader.get_mut(),
+            &Answer {
+                version: VERSION,
+                kind,
+            },
+        )
+    }
+    fn refuse(&mut self, message: String) -> io::Result<()> {
+        self.say(AnswerKind::Error { message })
+    }
+    fn give(&mut self, task: Task) -> io::Result<()> {
+        match self.tasks.send(task) {
+            Ok(()) => self.say(AnswerKind::Done),
+            Err(_) => self.refuse("the job has ended".into()),
+        }
+    }
+
+    /// Kills every process of the tree, also those that are forked meanwhile.
+    fn kill(&self) {
+        loop {
+            let alive = self.shared.processes();
+            if alive.is_empty() {
+                return;
+            }
+            for pid in alive {
+                let _ = signal::send(pid, SIGKILL);
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn checkpoint(&mut self, stop: bool, progress: bool) -> io::Result<()> {
+        let (sender, outcomes) = bounded::<Outcome>(1);
+        let request = Request {
+            stop,
+            waiter: Waiter::Connection(sender),
+        };
+        if self.tasks.send(Task::Checkpoint(request)).is_err() {
+            return self.refuse("the job has ended".into());
+        }
+        loop {
+            match outcomes.recv_timeout(TELL_EVERY) {
+                Ok(Ok(saved)) => return self.say(AnswerKind::Saved(saved)),
+                Ok(Err(message)) => return self.refuse(message),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return self.refuse("the job has ended".into());
+                }
+                Err(RecvTimeoutError::Timeout) if progress => {
+                    let (done, total) = self.shared.bytes.get();
+                    self.say(AnswerKind::Progress(protocol::Progress { done, total }))?;
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+
+    /// The client is going to be saved, so it must not hold this connection: the checkpoint is asked for when it has
+    /// closed its end.
+    fn checkpoint_by_signal(&mut self, stop: bool) -> io::Result<()> {
+        let Some(pid) = self.peer.pid else {
+            return self.refuse("the asking process cannot be seen from here".into());
+        };
+        self.say(AnswerKind::Accepted)?;
+        let mut nothing = [0u8; 1];
+        if self.reader.read(&mut nothing)? != 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the client speaks on",
+            ));
+        }
+        let request = Request {
+            stop,
+            waiter: Waiter::Process(pid),
+        };
+        let _ = self.tasks.send(Task::Checkpoint(request));
+        Ok(())
+    }
+}

@@ -1,0 +1,150 @@
+//! The supervisor's life after the program has been started: it waits for reasons to take a checkpoint.
+//!
+//! Threads, none of which exists before the program runs: the main one traces, takes checkpoints and keeps the time
+//! ([`worker`]); one listens on the control socket and one serves each connection ([`listener`]); one hears the keeper
+//! and one the front (here).
+
+mod listener;
+mod state;
+mod worker;
+
+use crate::line::{self, ToFront, ToSupervisor};
+use crate::{Error, Interval, Settings, runtime_dir};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+pub(crate) use listener::Socket;
+use rustix::process::Signal;
+use stasis_engine::Job;
+use stasis_engine::keeper::Event;
+use stasis_sys::process::exit_now;
+use stasis_sys::{Pid, signal};
+use state::Shared;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use worker::Request;
+
+/// What makes the main thread act.
+enum Task {
+    /// Somebody wants a checkpoint.
+    Checkpoint(Request),
+    /// Another interval from now on.
+    Interval(Option<Interval>),
+    /// The job is over.
+    Finished,
+}
+
+/// The control socket is made before the program runs, so that a failure stops the start.
+pub(crate) fn prepare() -> Result<Socket, Error> {
+    Socket::bind(&runtime_dir::for_supervisor()?)
+}
+
+/// What the supervisor serves with.
+pub(crate) struct Service {
+    pub job: Job,
+    pub settings: Settings,
+    pub front: OwnedFd,
+    pub socket: Socket,
+    pub restarted_from: Option<PathBuf>,
+    /// Processes of the tree that were waiting for the checkpoint when it was taken.
+    pub waiting: Vec<Pid>,
+}
+
+/// Serves until the job is over; never returns.
+pub(crate) fn supervise(service: Service) -> ! {
+    let Service {
+        job,
+        settings,
+        front,
+        socket,
+        restarted_from,
+        waiting,
+    } = service;
+    let root = job.root.0;
+    let front = Arc::new(front);
+    let front_pid =
+        rustix::process::getppid().map_or(Pid(0), |pid| Pid(pid.as_raw_nonzero().get()));
+    // Nothing of this process may keep a file system busy.
+    let _ = std::env::set_current_dir("/");
+    let (tasks, inbox) = unbounded();
+    let shared = Arc::new(Shared::new(&job, settings, restarted_from));
+    if let Err(error) = start_threads(&job, &shared, &front, front_pid, &socket, &tasks) {
+        let text = format!("this job cannot be checkpointed: {error}");
+        let _ = line::tell(front.as_fd(), &ToFront::Note(text), true);
+    }
+    let _ = line::tell(front.as_fd(), &ToFront::Started { root }, true);
+    for pid in waiting {
+        let _ = signal::send_value(pid, Signal::USR2.as_raw(), 0);
+    }
+    worker::Worker::new(job, Arc::clone(&shared), Arc::clone(&front), inbox).work();
+    shared.close();
+    socket.remove();
+    shared.wait_for_connections();
+    exit_now(0)
+}
+
+fn start_threads(
+    job: &Job,
+    shared: &Arc<Shared>,
+    front: &Arc<OwnedFd>,
+    front_pid: Pid,
+    socket: &Socket,
+    tasks: &Sender<Task>,
+) -> std::io::Result<()> {
+    let events = job.events.try_clone()?;
+    let exit_with_root = shared.settings.exit_with_root;
+    let to_worker = tasks.clone();
+    spawn("keeper", move || {
+        hear_keeper(&events, front_pid, exit_with_root, &to_worker)
+    })?;
+    let (from_front, to_worker) = (Arc::clone(front), tasks.clone());
+    spawn("front", move || hear_front(&from_front, &to_worker))?;
+    let (listener, shared, to_worker) = (socket.listener()?, Arc::clone(shared), tasks.clone());
+    spawn("listener", move || {
+        listener::listen(&listener, &shared, &to_worker)
+    })
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    thread::Builder::new()
+        .name(name.into())
+        .spawn(work)
+        .map(|_| ())
+}
+
+/// Passes on what the keeper tells, until the job is over.
+fn hear_keeper(events: &OwnedFd, front: Pid, exit_with_root: bool, tasks: &Sender<Task>) {
+    loop {
+        match Event::receive(events.as_fd()) {
+            Ok(Some(Event::RootContinued)) => wake(front),
+            Ok(Some(Event::RootExited(_))) if exit_with_root => break,
+            Ok(Some(Event::RootExited(_) | Event::RootStopped(_))) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Ok(Some(Event::Empty) | None) | Err(_) => break,
+        }
+    }
+    let _ = tasks.send(Task::Finished);
+}
+
+/// The front stops itself when the program stops, so that the shell sees it. When somebody continues the program
+/// alone, the front must not stay behind.
+fn wake(front: Pid) {
+    let parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
+    if parent == Some(front.0) {
+        let _ = signal::send(front, Signal::CONT.as_raw());
+    }
+}
+
+/// Passes on what the front asks for. When the front is gone there is nothing to do: the keeper ends the job.
+fn hear_front(front: &OwnedFd, tasks: &Sender<Task>) {
+    while let Ok(Some(ToSupervisor::Checkpoint { stop })) = line::hear(front) {
+        if tasks
+            .send(Task::Checkpoint(Request::from_front(stop)))
+            .is_err()
+        {
+            return;
+        }
+    }
+}
+
+type Inbox = Receiver<Task>;

@@ -1,0 +1,209 @@
+//! What the threads of a supervisor share.
+
+use crate::Settings;
+use crate::protocol::{JobStatus, Saved};
+use rustix::param::page_size;
+use stasis_engine::Job;
+use stasis_engine::progress::Progress;
+use stasis_engine::tree::{self, Stat};
+use stasis_sys::Pid;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// For how long the end waits for the last answers to be sent.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// For how long a checkpoint waits for processes of the tree to leave the control socket.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// The state, behind one lock that nobody holds for long.
+pub(super) struct Shared {
+    pub settings: Settings,
+    keeper: Pid,
+    root: Pid,
+    virtual_root: Pid,
+    started_at: jiff::Timestamp,
+    restarted_from: Option<PathBuf>,
+    changing: Mutex<Changing>,
+    changed: Condvar,
+    pub bytes: Bytes,
+}
+
+#[derive(Default)]
+pub(super) struct Changing {
+    pub interval_seconds: Option<u64>,
+    pub next_due: Option<jiff::Timestamp>,
+    pub checkpointing: bool,
+    pub last: Option<Saved>,
+    pub last_error: Option<String>,
+    /// The job is over: no request is taken any more.
+    closed: bool,
+    connections: usize,
+    /// Connections from processes of the tree itself.
+    inner_connections: usize,
+    /// How many of these there have ever been.
+    inner_seen: u64,
+}
+
+/// How far the present checkpoint has come.
+#[derive(Default)]
+pub(super) struct Bytes {
+    done: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Bytes {
+    pub(super) fn reset(&self) {
+        self.set(0, 0);
+    }
+    pub(super) fn set(&self, done: u64, total: u64) {
+        self.done.store(done, Ordering::Relaxed);
+        self.total.store(total, Ordering::Relaxed);
+    }
+    pub(super) fn get(&self) -> (u64, u64) {
+        (
+            self.done.load(Ordering::Relaxed),
+            self.total.load(Ordering::Relaxed),
+        )
+    }
+}
+
+impl Progress for Bytes {
+    fn bytes(&self, done: u64, total: u64) {
+        self.set(done, total);
+    }
+}
+
+impl Shared {
+    pub(super) fn new(job: &Job, settings: Settings, restarted_from: Option<PathBuf>) -> Shared {
+        Shared {
+            keeper: job.keeper,
+            root: job.root,
+            virtual_root: job.virtual_root,
+            started_at: jiff::Timestamp::now(),
+            restarted_from,
+            changing: Mutex::default(),
+            changed: Condvar::new(),
+            bytes: Bytes::default(),
+            settings,
+        }
+    }
+
+    /// The changing part. A thread that panicked while it held the lock has left plain values, which are still good.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Changing> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many parents lie between `pid` and the keeper; none for a process outside the tree.
+    pub(super) fn distance(&self, pid: Pid) -> Option<u32> {
+        let mut at = pid;
+        for distance in 0..10_000 {
+            let parent = Stat::read(at)?.parent;
+            if parent == self.keeper {
+                return Some(distance);
+            }
+            if parent.0 <= 1 {
+                return None;
+            }
+            at = parent;
+        }
+        None
+    }
+
+    pub(super) fn processes(&self) -> Vec<Pid> {
+        tree::living_descendants(self.keeper)
+    }
+
+    pub(super) fn status(&self, asker: Option<Pid>) -> JobStatus {
+        let pids = self.processes();
+        let memory_bytes = pids.iter().map(resident_bytes).sum();
+        let distance = asker.and_then(|pid| self.distance(pid));
+        let now = self.lock();
+        JobStatus {
+            name: self.settings.name.to_string(),
+            root: self.root.0,
+            virtual_root: self.virtual_root.0,
+            supervisor: Pid::current().0,
+            pids: pids.into_iter().map(|pid| pid.0).collect(),
+            memory_bytes,
+            command: self.settings.command.clone(),
+            directory: self.settings.directory.clone(),
+            started_at: self.started_at,
+            restarted_from: self.restarted_from.clone(),
+            interval_seconds: now.interval_seconds,
+            next_due: now.next_due,
+            checkpointing: now.checkpointing,
+            last: now.last.clone(),
+            last_error: now.last_error.clone(),
+            distance,
+        }
+    }
+
+    /// Counts a connection in; `None` when the job is over.
+    pub(super) fn connect(&self, inner: bool) -> Option<Connection<'_>> {
+        let mut now = self.lock();
+        if now.closed {
+            return None;
+        }
+        now.connections += 1;
+        if inner {
+            now.inner_connections += 1;
+            now.inner_seen += 1;
+        }
+        Some(Connection {
+            shared: self,
+            inner,
+        })
+    }
+
+    /// Waits until no process of the tree holds a connection (it would be saved with it), or for some time; tells how
+    /// many such connections there have been until then.
+    pub(super) fn wait_for_quiet(&self) -> u64 {
+        let (now, _) = self
+            .changed
+            .wait_timeout_while(self.lock(), QUIET, |now| now.inner_connections > 0)
+            .unwrap_or_else(PoisonError::into_inner);
+        now.inner_seen
+    }
+
+    /// How many connections from the tree there have been.
+    pub(super) fn inner_seen(&self) -> u64 {
+        self.lock().inner_seen
+    }
+
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+    }
+
+    /// Lets the last answers get out.
+    pub(super) fn wait_for_connections(&self) {
+        let _ = self
+            .changed
+            .wait_timeout_while(self.lock(), LAST_WORDS, |now| now.connections > 0);
+    }
+}
+
+/// A connection that is counted.
+pub(super) struct Connection<'a> {
+    shared: &'a Shared,
+    inner: bool,
+}
+
+impl Drop for Connection<'_> {
+    fn drop(&mut self) {
+        let mut now = self.shared.lock();
+        now.connections -= 1;
+        if self.inner {
+            now.inner_connections -= 1;
+        }
+        self.shared.changed.notify_all();
+    }
+}
+
+fn resident_bytes(pid: &Pid) -> u64 {
+    std::fs::read_to_string(format!("/proc/{pid}/statm"))
+        .ok()
+        .and_then(|text| text.split_ascii_whitespace().nth(1)?.parse::<u64>().ok())
+        .map_or(0, |pages| pages * page_size() as u64)
+}

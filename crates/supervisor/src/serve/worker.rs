@@ -1,0 +1,343 @@
+//! The main thread: takes checkpoints when they are due or asked for, one at a time.
+
+use super::state::Shared;
+use super::{Inbox, Task};
+use crate::line::{self, ToFront, fitting};
+use crate::protocol::Saved;
+use crate::{Interval, finished, retention};
+use crossbeam_channel::{RecvTimeoutError, Sender};
+use rustix::process::Signal;
+use stasis_engine::checkpoint::{self, JobInfo, Options, Report};
+use stasis_engine::progress::{Progress, Step};
+use stasis_engine::{EngineError, Job};
+use stasis_sys::{Pid, signal};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How often a checkpoint is tried that was disturbed by a process of the tree speaking to us.
+const ATTEMPTS: u32 = 5;
+/// How often the front hears about progress.
+const TELL_EVERY: Duration = Duration::from_millis(250);
+
+/// What came of a request: the image, or why there is none.
+pub(super) type Outcome = Result<Saved, String>;
+
+/// Who waits for the outcome.
+pub(super) enum Waiter {
+    /// A thread that serves a connection.
+    Connection(Sender<Outcome>),
+    /// A process of the tree, which is told by a signal.
+    Process(Pid),
+    /// The front: a signal was the trigger.
+    Front,
+    /// Nobody: it was due.
+    Clock,
+}
+
+/// A checkpoint that somebody wants.
+pub(super) struct Request {
+    pub stop: bool,
+    pub waiter: Waiter,
+}
+
+impl Request {
+    pub(super) fn from_front(stop: bool) -> Request {
+        Request {
+            stop,
+            waiter: Waiter::Front,
+        }
+    }
+}
+
+pub(super) struct Worker {
+    job: Job,
+    shared: Arc<Shared>,
+    front: Arc<OwnedFd>,
+    inbox: Inbox,
+    interval: Option<Interval>,
+    /// When the last attempt ended.
+    last_end: Instant,
+}
+
+enum Next {
+    Checkpoint(Vec<Request>),
+    Finished,
+}
+
+impl Worker {
+    pub(super) fn new(job: Job, shared: Arc<Shared>, front: Arc<OwnedFd>, inbox: Inbox) -> Worker {
+        let interval = shared.settings.interval;
+        Worker {
+            job,
+            shared,
+            front,
+            inbox,
+            interval,
+            last_end: Instant::now(),
+        }
+    }
+
+    /// Works until the job is over.
+    pub(super) fn work(&mut self) {
+        loop {
+            match self.next() {
+                Next::Checkpoint(requests) => self.serve(requests),
+                Next::Finished => break,
+            }
+        }
+        for task in self.inbox.try_iter() {
+            if let Task::Checkpoint(request) = task {
+                self.answer(request.waiter, &Err(EngineError::Gone.to_string()));
+            }
+        }
+    }
+
+    fn next(&mut self) -> Next {
+        loop {
+            let due = self
+                .interval
+                .map(|interval| self.last_end + interval.duration());
+            self.announce(due);
+            let task = match due {
+                Some(due) => self.inbox.recv_deadline(due),
+                None => self
+                    .inbox
+                    .recv()
+                    .map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match task {
+                Ok(Task::Checkpoint(request)) => return self.gather(vec![request]),
+                Ok(Task::Interval(interval)) => self.interval = interval,
+                Ok(Task::Finished) | Err(RecvTimeoutError::Disconnected) => return Next::Finished,
+                Err(RecvTimeoutError::Timeout) => {
+                    return self.gather(vec![Request {
+                        stop: false,
+                        waiter: Waiter::Clock,
+                    }]);
+                }
+            }
+        }
+    }
+
+    /// Requests that have arrived before a checkpoint begins are all served by it.
+    fn gather(&mut self, mut requests: Vec<Request>) -> Next {
+        for task in self.inbox.try_iter() {
+            match task {
+                Task::Checkpoint(request) => requests.push(request),
+                Task::Interval(interval) => self.interval = interval,
+                Task::Finished => {
+                    for request in requests {
+                        self.answer(request.waiter, &Err(EngineError::Gone.to_string()));
+                    }
+                    return Next::Finished;
+                }
+            }
+        }
+        Next::Checkpoint(requests)
+    }
+
+    fn announce(&self, due: Option<Instant>) {
+        let left = due.map(|due| due.saturating_duration_since(Instant::now()));
+        let mut now = self.shared.lock();
+        now.interval_seconds = self.interval.map(|interval| interval.duration().as_secs());
+        now.next_due = left.and_then(|left| jiff::Timestamp::now().checked_add(left).ok());
+    }
+
+    fn serve(&mut self, requests: Vec<Request>) {
+        self.shared.bytes.reset();
+        self.shared.lock().checkpointing = true;
+        let stop = requests.iter().any(|request| request.stop);
+        let requester = requests.iter().find_map(|request| match request.waiter {
+            Waiter::Process(pid) => Some(pid),
+            _ => None,
+        });
+        let outcome = self.checkpoint(stop, requester);
+        self.last_end = Instant::now();
+        self.note(&outcome);
+        if let (true, Ok(saved)) = (stop, &outcome) {
+            self.tell(
+                &ToFront::SavedAndStopped {
+                    path: saved.path.clone(),
+                },
+                true,
+            );
+        }
+        for request in requests {
+            self.answer(request.waiter, &outcome);
+        }
+    }
+
+    fn note(&self, outcome: &Outcome) {
+        let mut now = self.shared.lock();
+        now.checkpointing = false;
+        match outcome {
+            Ok(saved) => {
+                now.last = Some(saved.clone());
+                now.last_error = None;
+            }
+            Err(reason) => now.last_error = Some(reason.clone()),
+        }
+    }
+
+    /// Takes one. A process of the tree that talks to us at the moment of the freeze would be saved with its
+    /// connection, which the engine refuses: such an attempt is repeated.
+    fn checkpoint(&mut self, stop: bool, requester: Option<Pid>) -> Outcome {
+        for attempt in 1.. {
+            let seen = self.shared.wait_for_quiet();
+            match self.attempt(stop, requester) {
+                Err(EngineError::Refused(_))
+                    if attempt < ATTEMPTS && self.shared.inner_seen() != seen => {}
+                Err(error) => return Err(error.to_string()),
+                Ok((report, taken_at)) => {
+                    self.prune();
+                    return Ok(saved(report, taken_at));
+                }
+            }
+        }
+        unreachable!("the loop above returns")
+    }
+
+    fn attempt(
+        &mut self,
+        stop: bool,
+        requester: Option<Pid>,
+    ) -> Result<(Report, jiff::Timestamp), EngineError> {
+        let settings = &self.shared.settings;
+        let sequence = finished::next_sequence(&settings.directory, &settings.name)
+            .map_err(|error| EngineError::Failed(error.to_string()))?;
+        let path = settings
+            .directory
+            .join(stasis_image::image_name(settings.name.as_str(), sequence));
+        let taken_at = jiff::Timestamp::now();
+        let options = Options {
+            compression: settings.compression,
+            threads: settings.threads,
+            file_content_limit: settings.file_limit,
+            requester,
+            stop,
+            info: JobInfo {
+                name: settings.name.to_string(),
+                sequence,
+                command: settings.command.clone(),
+                taken_at: taken_at.as_second(),
+                host: rustix::system::uname()
+                    .nodename()
+                    .to_string_lossy()
+                    .into_owned(),
+            },
+        };
+        let progress = Telling {
+            shared: &self.shared,
+            front: settings.show_progress.then_some(&self.front),
+            last: Mutex::new(Instant::now()),
+        };
+        tracing::debug!(path = %path.display(), stop, "checkpoint");
+        let report = checkpoint::checkpoint(&mut self.job, &path, &options, &progress)?;
+        tracing::debug!(?report, "committed");
+        Ok((report, taken_at))
+    }
+
+    fn prune(&self) {
+        let settings = &self.shared.settings;
+        if let Err(error) = retention::prune(&settings.directory, &settings.name, settings.keep) {
+            self.tell(
+                &ToFront::Note(fitting(format!("old checkpoints stay: {error}"))),
+                false,
+            );
+        }
+    }
+
+    fn answer(&self, waiter: Waiter, outcome: &Outcome) {
+        match waiter {
+            // A waiter that has left does not want to know.
+            Waiter::Connection(sender) => drop(sender.send(outcome.clone())),
+            Waiter::Process(pid) => {
+                let value = i32::from(outcome.is_err());
+                let _ = signal::send_value(pid, Signal::USR2.as_raw(), value);
+            }
+            Waiter::Front => match outcome {
+                Ok(saved) => saved
+                    .notes
+                    .iter()
+                    .for_each(|note| self.tell_note(note.clone())),
+                Err(reason) => {
+                    self.tell_note(format!("checkpoint failed, the program runs on: {reason}"))
+                }
+            },
+            Waiter::Clock => match outcome {
+                Ok(saved) => saved
+                    .notes
+                    .iter()
+                    .for_each(|note| self.tell_note(note.clone())),
+                Err(reason) => {
+                    let again = self
+                        .interval
+                        .map(|interval| format!(", next try in {interval}"))
+                        .unwrap_or_default();
+                    self.tell_note(format!(
+                        "checkpoint failed, the program runs on{again}: {reason}"
+                    ));
+                }
+            },
+        }
+    }
+
+    fn tell_note(&self, text: String) {
+        self.tell(&ToFront::Note(fitting(text)), false);
+    }
+
+    fn tell(&self, message: &ToFront, wait: bool) {
+        if let Err(error) = line::tell(&*self.front, message, wait) {
+            tracing::debug!(%error, "the front does not listen");
+        }
+    }
+}
+
+fn saved(report: Report, taken_at: jiff::Timestamp) -> Saved {
+    let milliseconds = |duration: Duration| duration.as_secs_f64() * 1000.0;
+    Saved {
+        pause_ms: milliseconds(report.pause),
+        total_ms: milliseconds(report.total),
+        path: report.path,
+        sequence: report.sequence,
+        taken_at,
+        processes: report.processes,
+        threads: report.threads,
+        captured_bytes: report.captured,
+        image_bytes: report.written,
+        notes: report.notes,
+    }
+}
+
+/// Passes progress on to whoever shows it.
+struct Telling<'a> {
+    shared: &'a Shared,
+    front: Option<&'a Arc<OwnedFd>>,
+    last: Mutex<Instant>,
+}
+
+impl Progress for Telling<'_> {
+    fn step(&self, step: Step) {
+        tracing::debug!(?step);
+    }
+    fn bytes(&self, done: u64, total: u64) {
+        self.shared.bytes.bytes(done, total);
+        let Some(front) = self.front else {
+            return;
+        };
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.elapsed() >= TELL_EVERY {
+            *last = Instant::now();
+            let message = ToFront::Progress {
+                what: "writing".into(),
+                done,
+                total,
+            };
+            let _ = line::tell(&**front, &message, false);
+        }
+    }
+    fn note(&self, text: &str) {
+        tracing::info!("{text}");
+    }
+}

@@ -1,0 +1,35 @@
+//! How a job is to be run.
+
+use crate::{Interval, JobName};
+use stasis_image::Compression;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+/// What the user has asked for; the same for a start and a restart.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The job's name.
+    pub name: JobName,
+    /// Where checkpoints go: an absolute path.
+    pub directory: PathBuf,
+    /// The command and its arguments, for people to read.
+    pub command: Vec<String>,
+    /// Time from the end of one checkpoint to the next; none for checkpoints on request only.
+    pub interval: Option<Interval>,
+    /// How many complete images stay.
+    pub keep: NonZeroUsize,
+    /// How images are compressed.
+    pub compression: Compression,
+    /// Threads that write; 0 is one for each processor.
+    pub threads: usize,
+    /// Contents of a file open for writing are stored up to this many bytes.
+    pub file_limit: u64,
+    /// Whether the job is over when its first process is.
+    pub exit_with_root: bool,
+    /// A signal sent to the front that is a request for a checkpoint.
+    pub checkpoint_signal: Option<i32>,
+    /// A signal sent to the front that is a request to save and stop.
+    pub stop_signal: Option<i32>,
+    /// Whether the front shows how checkpoints come along.
+    pub show_progress: bool,
+}

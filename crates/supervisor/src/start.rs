@@ -1,0 +1,234 @@
+//! The supervisor's first steps, in a process that was forked from the front and has one thread.
+
+use crate::line::{self, ToFront, fitting};
+use crate::serve::{self, Service};
+use crate::{Error, Settings};
+use rustix::process::{Signal, set_parent_process_death_signal, setsid};
+use stasis_engine::keeper::{self, Inherited};
+use stasis_engine::progress::{Progress, Step};
+use stasis_engine::{EngineError, Job, restart};
+use stasis_image::{Image, ImageError};
+use stasis_sys::process::exit_now;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Exit status of `run` and `restart` for troubles of their own, as `env(1)` has it.
+pub const OWN_FAILURE: u8 = 125;
+/// The program was found but could not be started.
+pub const NOT_EXECUTABLE: u8 = 126;
+/// The program was not found.
+pub const NOT_FOUND: u8 = 127;
+
+/// How often the front hears about progress.
+const TELL_EVERY: Duration = Duration::from_millis(100);
+
+/// Where the program comes from.
+pub enum Start {
+    /// A command.
+    Launch(Vec<OsString>),
+    /// An image.
+    Restart {
+        /// The image.
+        image: Box<Image>,
+        /// How to restart.
+        options: restart::Options,
+    },
+}
+
+/// The supervisor's ends of its lines.
+pub(crate) struct Lines {
+    /// Of the line between keeper and front: the keeper's.
+    pub keeper: OwnedFd,
+    /// Of the line between front and supervisor.
+    pub front: OwnedFd,
+}
+
+/// Why a start failed.
+struct Failure {
+    code: u8,
+    message: String,
+    damaged: bool,
+}
+
+impl Failure {
+    fn own(error: &Error) -> Failure {
+        Failure {
+            code: OWN_FAILURE,
+            message: error.to_string(),
+            damaged: false,
+        }
+    }
+}
+
+/// Starts the program and serves it; never returns.
+pub(crate) fn become_supervisor(
+    start: Start,
+    settings: Settings,
+    inherited: &Inherited,
+    lines: Lines,
+) -> ! {
+    // The frames above belong to the front: a panic must not get there.
+    let died = catch_unwind(AssertUnwindSafe(|| {
+        let Lines { keeper, front } = lines;
+        match begin(start, &settings, inherited, keeper, &front) {
+            Ok(started) => serve::supervise(Service {
+                job: started.job,
+                restarted_from: started.from,
+                waiting: started.waiting,
+                socket: started.socket,
+                settings,
+                front,
+            }),
+            Err(Failure {
+                code,
+                message,
+                damaged,
+            }) => {
+                let failed = ToFront::Failed {
+                    code,
+                    message: fitting(message),
+                    damaged,
+                };
+                let _ = line::tell(&front, &failed, true);
+                exit_now(i32::from(code))
+            }
+        }
+    }));
+    drop(died);
+    exit_now(i32::from(OWN_FAILURE))
+}
+
+struct Started {
+    job: Job,
+    socket: serve::Socket,
+    from: Option<std::path::PathBuf>,
+    waiting: Vec<stasis_sys::Pid>,
+}
+
+fn begin(
+    start: Start,
+    settings: &Settings,
+    inherited: &Inherited,
+    keeper: OwnedFd,
+    front: &OwnedFd,
+) -> Result<Started, Failure> {
+    let socket = serve::prepare().map_err(|error| Failure::own(&error))?;
+    let (job, from) = match start {
+        Start::Launch(argv) => {
+            let job = keeper::launch(&argv, keeper, inherited).map_err(|error| {
+                socket.remove();
+                launch_failure(&error, settings)
+            })?;
+            (job, None)
+        }
+        Start::Restart { image, options } => {
+            // Until the job runs, whoever kills the front wants nothing of it to remain.
+            let _ = set_parent_process_death_signal(Some(Signal::KILL));
+            let from = image.path().to_owned();
+            let job = restart(&image, options, keeper, front).map_err(|error| {
+                socket.remove();
+                Failure {
+                    code: OWN_FAILURE,
+                    damaged: is_damage(&error),
+                    message: format!("cannot restart from {}: {error}", from.display()),
+                }
+            })?;
+            let _ = set_parent_process_death_signal(None);
+            (job, Some(from))
+        }
+    };
+    // In a session of its own the supervisor has a share of the processors of its own (scheduler autogroups), so that
+    // it can stop many busy threads quickly, and no terminal can send it signals.
+    let _ = setsid();
+    let waiting = job.requester.into_iter().collect();
+    Ok(Started {
+        job,
+        socket,
+        from,
+        waiting,
+    })
+}
+
+fn launch_failure(error: &EngineError, settings: &Settings) -> Failure {
+    let program = settings.command.first().map_or("", String::as_str);
+    let code = match error {
+        EngineError::System { what, source } if *what == format!("starting {program}") => {
+            if source.kind() == io::ErrorKind::NotFound {
+                NOT_FOUND
+            } else {
+                NOT_EXECUTABLE
+            }
+        }
+        _ => OWN_FAILURE,
+    };
+    Failure {
+        code,
+        message: error.to_string(),
+        damaged: false,
+    }
+}
+
+fn restart(
+    image: &Image,
+    options: restart::Options,
+    keeper: OwnedFd,
+    front: &OwnedFd,
+) -> Result<Job, EngineError> {
+    let progress = Telling {
+        front,
+        step: Mutex::new(("checking", Instant::now())),
+    };
+    let plan = restart::plan(image, &options, &progress)?;
+    restart::execute(image, plan, options, keeper, &progress)
+}
+
+/// Whether an older image may do better.
+fn is_damage(error: &EngineError) -> bool {
+    matches!(
+        error,
+        EngineError::Image(
+            ImageError::Damaged { .. }
+                | ImageError::Truncated { .. }
+                | ImageError::Unfinished { .. }
+                | ImageError::NotAnImage { .. }
+        )
+    )
+}
+
+/// Passes progress of a restart on to the front.
+struct Telling<'a> {
+    front: &'a OwnedFd,
+    step: Mutex<(&'static str, Instant)>,
+}
+
+impl Progress for Telling<'_> {
+    fn step(&self, step: Step) {
+        tracing::debug!(?step);
+        let what = match step {
+            Step::Verify => "checking",
+            Step::Memory => "reading",
+            Step::Files => "restoring files",
+            _ => return,
+        };
+        self.step.lock().unwrap_or_else(PoisonError::into_inner).0 = what;
+    }
+    fn bytes(&self, done: u64, total: u64) {
+        let mut step = self.step.lock().unwrap_or_else(PoisonError::into_inner);
+        if step.1.elapsed() >= TELL_EVERY {
+            step.1 = Instant::now();
+            let message = ToFront::Progress {
+                what: step.0.to_owned(),
+                done,
+                total,
+            };
+            let _ = line::tell(self.front, &message, false);
+        }
+    }
+    fn note(&self, text: &str) {
+        let _ = line::tell(self.front, &ToFront::Note(fitting(text.to_owned())), true);
+    }
+}

@@ -1,0 +1,132 @@
+//! x86-64: registers, the system call instruction, the kernel's restart codes.
+
+use serde::{Deserialize, Serialize};
+
+/// The general registers as `PTRACE_GETREGSET` with `NT_PRSTATUS` gives them (`struct user_regs_struct`,
+/// `arch/x86/include/asm/user_64.h`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names are the processor's")]
+pub struct Registers {
+    pub r15: u64,
+    pub r14: u64,
+    pub r13: u64,
+    pub r12: u64,
+    pub rbp: u64,
+    pub rbx: u64,
+    pub r11: u64,
+    pub r10: u64,
+    pub r9: u64,
+    pub r8: u64,
+    pub rax: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    /// The number of the interrupted system call, -1 where the thread was not in one.
+    pub orig_rax: u64,
+    pub rip: u64,
+    pub cs: u64,
+    pub eflags: u64,
+    pub rsp: u64,
+    pub ss: u64,
+    pub fs_base: u64,
+    pub gs_base: u64,
+    pub ds: u64,
+    pub es: u64,
+    pub fs: u64,
+    pub gs: u64,
+}
+
+/// Restart codes of the kernel (`include/linux/errno.h`): an interrupted call holds one of them instead of a result.
+pub const ERESTARTSYS: i64 = 512;
+/// See [`ERESTARTSYS`].
+pub const ERESTARTNOINTR: i64 = 513;
+/// See [`ERESTARTSYS`].
+pub const ERESTARTNOHAND: i64 = 514;
+/// The call is continued by restart_syscall(2), from what the kernel keeps in the thread's restart block.
+pub const ERESTART_RESTARTBLOCK: i64 = 516;
+
+/// The code selector of 64-bit programs; 32-bit ones run with 0x23.
+const USER_CS: u64 = 0x33;
+
+impl Registers {
+    /// The interrupted system call's number, where the thread was in one.
+    #[must_use]
+    pub fn interrupted_call(&self) -> Option<i64> {
+        let number = self.orig_rax as i64;
+        (number >= 0).then_some(number)
+    }
+
+    /// The (negative) error or the result of the interrupted call.
+    #[must_use]
+    pub fn result(&self) -> i64 {
+        self.rax as i64
+    }
+
+    /// Makes the thread execute the interrupted call again, from its beginning: the processor's instruction pointer
+    /// goes back onto the two bytes of `syscall`.
+    pub fn reissue(&mut self, number: i64) {
+        self.rax = number as u64;
+        self.rip -= 2;
+        self.orig_rax = u64::MAX;
+    }
+
+    /// The six arguments of a call.
+    #[must_use]
+    pub fn arguments(&self) -> [u64; 6] {
+        [self.rdi, self.rsi, self.rdx, self.r10, self.r8, self.r9]
+    }
+
+    /// Sets up `number` with `arguments` to be executed at `instruction`, which holds [`SYSCALL`].
+    pub fn prepare_call(&mut self, instruction: u64, number: i64, arguments: &[u64]) {
+        let argument = |n: usize| arguments.get(n).copied().unwrap_or(0);
+        self.rip = instruction;
+        self.rax = number as u64;
+        self.orig_rax = u64::MAX;
+        self.rdi = argument(0);
+        self.rsi = argument(1);
+        self.rdx = argument(2);
+        self.r10 = argument(3);
+        self.r8 = argument(4);
+        self.r9 = argument(5);
+    }
+
+    /// Whether the thread runs 32-bit code, which is not supported.
+    #[must_use]
+    pub fn is_32_bit(&self) -> bool {
+        self.cs != USER_CS
+    }
+}
+
+/// The `syscall` instruction.
+pub const SYSCALL: [u8; 2] = [0x0f, 0x05];
+
+/// One past the highest address of a user process with four-level page tables.
+pub const TASK_SIZE: u64 = 0x7fff_ffff_f000;
+
+/// The extended state (x87, SSE, AVX, AVX-512, PKRU, AMX) in the processor's XSAVE layout, uncompacted
+/// (`NT_X86_XSTATE`).
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Xstate(#[serde(with = "serde_bytes")] pub Vec<u8>);
+
+impl std::fmt::Debug for Xstate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Xstate({} bytes, features {:#x})", self.0.len(), self.features())
+    }
+}
+
+impl Xstate {
+    /// The features that are in use: XSTATE_BV of the XSAVE header, at byte 512 (Intel SDM volume 1, 13.4.2).
+    #[must_use]
+    pub fn features(&self) -> u64 {
+        self.0.get(512..520).and_then(|b| b.try_into().ok()).map_or(3, u64::from_le_bytes)
+    }
+
+    /// The features that the kernel has enabled (XCR0), which it leaves at byte 464 of the software-reserved part
+    /// (`arch/x86/include/uapi/asm/sigcontext.h`).
+    #[must_use]
+    pub fn enabled(&self) -> u64 {
+        self.0.get(464..472).and_then(|b| b.try_into().ok()).map_or(3, u64::from_le_bytes)
+    }
+}

@@ -1,0 +1,207 @@
+//! Remote system calls: a stopped thread is made to execute calls, and then continues as if it had not.
+//!
+//! The thread's registers are pointed at a `syscall` instruction that its address space holds anyway (the vdso's) and
+//! it is single-stepped over it: one stop a call. While that goes on every signal is blocked. SIGTRAP cannot be, as
+//! the kernel would answer a blocked or ignored one by resetting its handler (`force_sig_info_to_task`,
+//! `kernel/signal.c`); where a program ignores SIGTRAP, system call stops are used instead, two a call.
+
+use crate::ptrace;
+use crate::state::{News, Stop, Stopped, interpret};
+use crate::{Registers, TraceError};
+use stasis_sys::Pid;
+use stasis_sys::signal::SignalSet;
+use std::io;
+
+/// A thread in the middle of remote calls. [`Remote::finish`] gives it its own registers back.
+#[derive(Debug)]
+#[must_use]
+pub struct Remote {
+    tid: Pid,
+    stop: Stop,
+    own: Registers,
+    mask: SignalSet,
+    instruction: u64,
+    stepping: bool,
+    working: Registers,
+}
+
+impl Remote {
+    /// Begins. `instruction` is the address of a `syscall` instruction in the thread's memory; `ignores_trap` tells that
+    /// the program ignores SIGTRAP.
+    ///
+    /// # Errors
+    /// [`TraceError::Dead`].
+    pub fn begin(thread: Stopped, instruction: u64, ignores_trap: bool) -> Result<Remote, TraceError> {
+        let own = thread.registers()?;
+        let mask = thread.signal_mask()?;
+        let tid = thread.tid();
+        ptrace::set_signal_mask(tid, SignalSet::ALL.without(libc::SIGTRAP))?;
+        Ok(Remote { tid, stop: thread.stop(), own, mask, instruction, stepping: !ignores_trap, working: own })
+    }
+
+    /// The thread.
+    #[must_use]
+    pub fn tid(&self) -> Pid {
+        self.tid
+    }
+
+    /// Its own registers, as they were at the beginning.
+    #[must_use]
+    pub fn own_registers(&self) -> &Registers {
+        &self.own
+    }
+
+    /// Its own signal mask.
+    #[must_use]
+    pub fn own_mask(&self) -> SignalSet {
+        self.mask
+    }
+
+    /// Uses the `syscall` instruction at another address from now on.
+    pub fn set_instruction(&mut self, instruction: u64) {
+        self.instruction = instruction;
+    }
+
+    /// The address of the `syscall` instruction in use.
+    #[must_use]
+    pub fn instruction(&self) -> u64 {
+        self.instruction
+    }
+
+    /// Executes one call and returns its result.
+    ///
+    /// # Errors
+    /// [`TraceError::Call`] with the call's own error; [`TraceError::Dead`].
+    pub fn call(&mut self, name: &'static str, number: i64, arguments: &[u64]) -> Result<u64, TraceError> {
+        let (result, _) = self.call_with_birth(name, number, arguments)?;
+        Ok(result)
+    }
+
+    /// Executes one call that makes a thread or process (clone, fork), and returns it, traced and about to stop.
+    ///
+    /// # Errors
+    /// As [`Remote::call`].
+    pub fn clone_call(&mut self, name: &'static str, number: i64, arguments: &[u64]) -> Result<Pid, TraceError> {
+        match self.call_with_birth(name, number, arguments)? {
+            (_, Some(child)) => Ok(child),
+            (_, None) => Err(TraceError::Unexpected { what: name, tid: self.tid, status: 0 }),
+        }
+    }
+
+    fn call_with_birth(
+        &mut self,
+        name: &'static str,
+        number: i64,
+        arguments: &[u64],
+    ) -> Result<(u64, Option<Pid>), TraceError> {
+        self.working.prepare_call(self.instruction, number, arguments);
+        ptrace::set_registers(self.tid, &self.working)?;
+        let mut born = None;
+        let mut syscall_stops = 0;
+        self.go()?;
+        loop {
+            let status = ptrace::wait(self.tid, true)?.unwrap_or(0);
+            match interpret(self.tid, status)? {
+                News::Trap if self.stepping => break,
+                News::SyscallTrap if !self.stepping => {
+                    syscall_stops += 1;
+                    if syscall_stops == 2 {
+                        break;
+                    }
+                }
+                News::Born(child) => born = Some(child),
+                // A stop by job control that was already due, or an interrupt left over: the call is still to come.
+                News::Stop(stop) => {
+                    if let Stop::Group(_) = stop {
+                        self.stop = stop;
+                    }
+                }
+                _ => return Err(TraceError::Unexpected { what: name, tid: self.tid, status }),
+            }
+            self.go()?;
+        }
+        let result = ptrace::registers(self.tid)?.result();
+        if (-4095..0).contains(&result) {
+            let source = io::Error::from_raw_os_error(-result as i32);
+            return Err(TraceError::Call { name, tid: self.tid, source });
+        }
+        Ok((result as u64, born))
+    }
+
+    fn go(&self) -> Result<(), TraceError> {
+        if self.stepping { ptrace::step(self.tid) } else { ptrace::to_syscall(self.tid) }
+    }
+
+    /// Starts `number` and interrupts it as soon as it sleeps: what a signal does to a program, so that the kernel's
+    /// restart block for this thread is armed. Returns what the call left in the result register.
+    ///
+    /// # Errors
+    /// [`TraceError::Dead`].
+    pub fn call_and_interrupt(
+        &mut self,
+        name: &'static str,
+        number: i64,
+        arguments: &[u64],
+    ) -> Result<i64, TraceError> {
+        self.working.prepare_call(self.instruction, number, arguments);
+        ptrace::set_registers(self.tid, &self.working)?;
+        // The interrupt is noticed on the way into the sleep, so that nothing needs to be waited for. It must not be noticed
+        // before the call: the entry stop is the place after which only the call itself can notice.
+        ptrace::to_syscall(self.tid)?;
+        loop {
+            let status = ptrace::wait(self.tid, true)?.unwrap_or(0);
+            match interpret(self.tid, status)? {
+                News::SyscallTrap => break,
+                News::Stop(_) => ptrace::to_syscall(self.tid)?,
+                _ => return Err(TraceError::Unexpected { what: name, tid: self.tid, status }),
+            }
+        }
+        ptrace::interrupt(self.tid)?;
+        ptrace::resume(self.tid, 0)?;
+        let status = ptrace::wait(self.tid, true)?.unwrap_or(0);
+        match interpret(self.tid, status)? {
+            News::Stop(_) => Ok(ptrace::registers(self.tid)?.result()),
+            _ => Err(TraceError::Unexpected { what: name, tid: self.tid, status }),
+        }
+    }
+
+    /// Makes the thread end itself (`exit(2)`, of this thread alone). It is not waited for: a first thread stays a zombie while
+    /// others live.
+    ///
+    /// # Errors
+    /// [`TraceError::Dead`].
+    pub fn exit(mut self) -> Result<(), TraceError> {
+        self.working.prepare_call(self.instruction, libc::SYS_exit, &[0]);
+        ptrace::set_registers(self.tid, &self.working)?;
+        ptrace::resume(self.tid, 0)
+    }
+
+    /// Ends the remote calls: the thread has its own registers and mask again and is in a clean stop, so that it would
+    /// run on properly even if the supervisor died now.
+    ///
+    /// # Errors
+    /// [`TraceError::Dead`].
+    pub fn finish(self) -> Result<Stopped, TraceError> {
+        let (own, mask) = (self.own, self.mask);
+        self.finish_with(&own, mask)
+    }
+
+    /// Ends the remote calls with other registers and another mask than the thread had.
+    ///
+    /// # Errors
+    /// [`TraceError::Dead`]; `EIO`, `EINVAL` for registers that a program cannot have.
+    pub fn finish_with(self, registers: &Registers, mask: SignalSet) -> Result<Stopped, TraceError> {
+        ptrace::set_registers(self.tid, registers)?;
+        ptrace::set_signal_mask(self.tid, mask)?;
+        ptrace::interrupt(self.tid)?;
+        ptrace::resume(self.tid, 0)?;
+        let status = ptrace::wait(self.tid, true)?.unwrap_or(0);
+        match interpret(self.tid, status)? {
+            News::Stop(stop) => {
+                let stop = if let Stop::Group(_) = self.stop { self.stop } else { stop };
+                Ok(Stopped::new(self.tid, stop))
+            }
+            _ => Err(TraceError::Unexpected { what: "ending remote calls in", tid: self.tid, status }),
+        }
+    }
+}
