@@ -80,9 +80,9 @@ pub struct Sandbox {
     log: RefCell<Vec<String>>,
     /// Further environment of everything that is started.
     pub env: Vec<(String, String)>,
-    /// Further options of `stasis run`.
+    /// Further options of `stasis run`; at first, that no image is removed.
     pub run_options: Vec<String>,
-    /// Further options of `stasis restart`.
+    /// Further options of `stasis restart`; at first the same.
     pub restart_options: Vec<String>,
     /// Numbers of the processes in front of the jobs.
     fronts: RefCell<Vec<i32>>,
@@ -123,8 +123,8 @@ impl Sandbox {
             started: Instant::now(),
             log: RefCell::default(),
             env: Vec::new(),
-            run_options: Vec::new(),
-            restart_options: Vec::new(),
+            run_options: ["--keep", "99"].map(String::from).into(),
+            restart_options: ["--keep", "99"].map(String::from).into(),
             fronts: RefCell::default(),
         };
         for name in ["home", "run", "tmp", "images", "work"] {
@@ -137,7 +137,11 @@ impl Sandbox {
         sandbox
     }
 
-    fn give(&self, path: &Path) {
+    /// Makes the sandbox's user the owner of `path`.
+    ///
+    /// # Panics
+    /// When the tests may not.
+    pub fn give(&self, path: &Path) {
         if User::current().uid == 0 {
             chown(path, Some(self.user.uid), Some(self.user.gid)).expect("chown");
         }
@@ -214,6 +218,7 @@ impl Sandbox {
             .env("HOME", self.root.join("home"))
             .env("TMPDIR", self.root.join("tmp"))
             .env("XDG_RUNTIME_DIR", self.runtime())
+            .env("STASIS_RUNTIME_DIR", self.runtime().join("stasis"))
             .env("STASIS_DIR", self.images())
             .env("RUST_BACKTRACE", "1")
             .env(name, value)
@@ -342,6 +347,16 @@ impl Sandbox {
         found.sort_unstable();
         found.dedup();
         found
+    }
+
+    /// Waits until no process of this test is left.
+    ///
+    /// # Panics
+    /// When one stays.
+    pub fn wait_empty(&self) {
+        wait_until("no process is left behind", || {
+            self.living().is_empty().then_some(())
+        });
     }
 
     /// Kills everything that belongs to this test with SIGKILL, and sees to it that it is gone.
