@@ -63,12 +63,21 @@ impl<'a> Calls<'a> {
         Ok(self.remote.finish()?)
     }
 
+    /// Unmaps the scratch page, which nobody needs any more.
+    ///
+    /// # Errors
+    /// When the remote call fails.
+    pub fn unmap_scratch(&mut self) -> Result<(), EngineError> {
+        self.call("munmap", libc::SYS_munmap, &[self.scratch, SCRATCH])?;
+        Ok(())
+    }
+
     /// Unmaps the scratch page and ends the remote calls: the thread is as it was.
     ///
     /// # Errors
     /// When the thread has died.
     pub fn finish(mut self) -> Result<Stopped, EngineError> {
-        self.call("munmap", libc::SYS_munmap, &[self.scratch, SCRATCH])?;
+        self.unmap_scratch()?;
         Ok(self.remote.finish()?)
     }
 

@@ -20,10 +20,11 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 /// A captured tree, without its private memory.
-#[derive(Debug)]
 pub struct Captured {
-    /// The image's metadata.
+    /// The image's metadata, but for the files.
     pub tree: Tree,
+    /// The files, to be finished when the program runs again.
+    pub files: Collector,
     /// Shared memory that is still to be written.
     pub shared: Vec<SharedContents>,
     /// What the user should know.
@@ -58,7 +59,7 @@ fn read_status(id: Pid) -> Result<String, EngineError> {
 }
 
 /// A process by a thread that lives: `/proc` shows little of a process whose first thread has ended.
-fn living(process: &FrozenProcess) -> Pid {
+pub(crate) fn living(process: &FrozenProcess) -> Pid {
     process.threads.first().map_or(process.pid, |thread| thread.tid)
 }
 
@@ -160,7 +161,7 @@ pub fn capture(frozen: &mut Frozen, job: &Job, options: &Options, store: &Store)
     let parent_of = |stat: &Stat| virtual_pids.get(&stat.parent).copied().unwrap_or(keeper);
     for (frozen, table) in frozen.processes.iter_mut().zip(open.tables) {
         let parent = parent_of(&frozen.stat);
-        let process = capture_process(frozen, parent, table, &mut collected, store, frozen_at, &mut vdso)?;
+        let process = capture_process(frozen, parent, table, &files, &mut collected, store, frozen_at, &mut vdso)?;
         processes.push(process);
     }
     collected.shared.tie(&open.inodes);
@@ -187,16 +188,15 @@ pub fn capture(frozen: &mut Frozen, job: &Job, options: &Options, store: &Store)
         root: job.virtual_root,
         processes,
         zombies,
-        files: collected.files.files,
+        files: Vec::new(),
         shared: collected.shared.objects.into_iter().map(|(state, _)| state).collect(),
         descriptions: open.descriptions,
-        file_records: files.finish(),
         vdso,
         clocks: clocks(job.keeper),
         requester: options.requester.and_then(|pid| virtual_pids.get(&pid).copied()),
         terminal,
     };
-    Ok(Captured { tree, shared, notes: open.notes })
+    Ok(Captured { tree, files, shared, notes: open.notes })
 }
 
 fn innermost(status: &str, field: &str) -> Pid {
@@ -229,6 +229,7 @@ fn capture_process(
     frozen: &mut FrozenProcess,
     parent: Pid,
     descriptors: descriptors::Table,
+    files: &Collector,
     collected: &mut Collected,
     store: &Store,
     frozen_at: Instant,
@@ -273,8 +274,7 @@ fn capture_process(
         let timers = timers::capture_remotely(id, &threads_by_id, calls)?;
         Ok(Some((signals, timers)))
     })?;
-    let areas = memory::areas(frozen.pid, &vmas, collected)?;
-    let pages = memory::pages(id, &vmas, &areas)?;
+    let areas = memory::areas(frozen.pid, &vmas, files, collected)?;
     Ok(Process {
         pid: frozen.virtual_pid,
         parent,
@@ -287,8 +287,8 @@ fn capture_process(
             areas,
             layout,
             contents: store.number(),
-            guards: pages.guards,
-            stored: pages.own,
+            guards: Vec::new(),
+            stored: Vec::new(),
         },
         signals,
         timers,

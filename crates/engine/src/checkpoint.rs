@@ -2,12 +2,15 @@
 
 use crate::capture::{self, Captured};
 use crate::freeze::{self, Frozen};
+use crate::memory::{self, Area};
 use crate::progress::{Progress, Step};
 use crate::store::{MemorySource, Store};
-use crate::{EngineError, Job, Refusal, faults};
+use crate::{EngineError, Job, Refusal, faults, twin};
 use serde::{Deserialize, Serialize};
 use stasis_image::{Compression, ImageWriter, ObjectId, Run, StoreJob, WriteOptions};
 use stasis_sys::Pid;
+use stasis_sys::pagemap::Pages;
+use stasis_tracee::Memory;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -94,12 +97,23 @@ pub fn checkpoint(
     capture::settle(&frozen, job.keeper)?;
     faults::pass("settled")?;
     progress.step(Step::LivePart);
-    let captured = capture::capture(&mut frozen, job, options, &store)?;
+    let mut captured = capture::capture(&mut frozen, job, options, &store)?;
     faults::pass("captured")?;
+    let mut twins = Vec::new();
+    if wants_twins(&frozen, &captured, options) {
+        progress.step(Step::Twin);
+        match twin::fork_all(&mut frozen) {
+            Ok(made) => twins = made,
+            Err(error) => captured.notes.push(format!("the program stands still while it is written: {error}")),
+        }
+    }
+    faults::pass("twins")?;
     progress.step(Step::Write);
-    write_memory(&frozen, &captured, &store)?;
+    write_shared(&frozen, &captured, &store)?;
+    let sources: Vec<(Pid, &Memory)> = frozen.processes.iter().map(|p| (capture::living(p), &p.memory)).collect();
+    let now = |area: &Area| twins.is_empty() || !area.is_in_twin();
+    write_private(&sources, &mut captured, &store, now)?;
     faults::pass("written")?;
-    let metadata = captured.tree.encode()?;
     let (processes, threads) = (frozen.processes.len(), frozen.processes.iter().map(|p| p.threads.len()).sum());
     let mut pause = paused.elapsed();
     let held = if options.stop {
@@ -111,6 +125,14 @@ pub fn checkpoint(
         faults::pass("resumed")?;
         None
     };
+    if !twins.is_empty() {
+        let sources: Vec<(Pid, &Memory)> = twins.iter().map(|twin| (twin.pid, &twin.memory)).collect();
+        write_private(&sources, &mut captured, &store, Area::is_in_twin)?;
+        faults::pass("twins-written")?;
+    }
+    drop(twins);
+    captured.tree.files = captured.files.finish();
+    let metadata = captured.tree.encode()?;
     progress.step(Step::Commit);
     faults::pass("committing")?;
     let captured_bytes = store.captured();
@@ -137,19 +159,48 @@ fn sleeping(frozen: &Frozen) -> std::collections::HashMap<Pid, crate::timed_call
     threads.filter_map(|thread| Some((thread.tid, thread.sleeping?))).collect()
 }
 
-/// Writes private memory of all processes and the shared objects that no descriptor holds.
-fn write_memory(frozen: &Frozen, captured: &Captured, store: &Store) -> Result<(), EngineError> {
-    let sources: Vec<MemorySource<'_>> = frozen.processes.iter().map(|p| MemorySource(&p.memory)).collect();
-    let mut runs: Vec<(u32, usize, Vec<Run>)> = Vec::new();
-    for (n, process) in captured.tree.processes.iter().enumerate() {
-        runs.push((process.memory.contents, n, process.memory.runs()));
+/// Below this much memory in all, forking twins takes longer than writing.
+const WORTH_A_TWIN: u64 = 8 << 20;
+
+fn wants_twins(frozen: &Frozen, captured: &Captured, options: &Options) -> bool {
+    let anonymous = |process: &crate::freeze::FrozenProcess| {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", capture::living(process))).unwrap_or_default();
+        let value = crate::tree::status_field(&status, "RssAnon").unwrap_or_default();
+        value.split_ascii_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) << 10
+    };
+    // A program that adopts orphans itself would be given the twins.
+    let adopts = captured.tree.processes.iter().any(|process| process.attributes.subreaper);
+    !options.stop && !adopts && frozen.processes.iter().map(anonymous).sum::<u64>() >= WORTH_A_TWIN
+}
+
+/// Writes the private memory that `wanted` picks, of all processes, each from its source.
+fn write_private(
+    sources: &[(Pid, &Memory)],
+    captured: &mut Captured,
+    store: &Store,
+    wanted: impl Fn(&Area) -> bool,
+) -> Result<(), EngineError> {
+    let mut runs: Vec<(ObjectId, Vec<Run>)> = Vec::with_capacity(sources.len());
+    for ((pid, _), process) in sources.iter().zip(&mut captured.tree.processes) {
+        let mut pages = Pages::default();
+        memory::pages(*pid, &process.memory.areas, &wanted, &mut pages)?;
+        runs.push((ObjectId(process.memory.contents), memory::runs(&pages.own)));
+        process.memory.stored.append(&mut pages.own);
+        process.memory.guards.append(&mut pages.guards);
     }
+    let memories: Vec<MemorySource<'_>> = sources.iter().map(|(_, memory)| MemorySource(memory)).collect();
     let jobs: Vec<StoreJob<'_>> = runs
         .iter()
-        .map(|(object, source, runs)| StoreJob { object: ObjectId(*object), source: &sources[*source], runs })
+        .zip(&memories)
+        .map(|((object, runs), source)| StoreJob { object: *object, source, runs })
         .collect();
     let stored = store.writer.store_all(&jobs)?;
     store.count(stored.read_len);
+    Ok(())
+}
+
+/// Writes the shared objects that no descriptor holds.
+fn write_shared(frozen: &Frozen, captured: &Captured, store: &Store) -> Result<(), EngineError> {
     for shared in &captured.shared {
         let memory = &frozen.processes[shared.process].memory;
         let source = ShiftedSource { memory, parts: &shared.parts };
@@ -162,7 +213,7 @@ fn write_memory(frozen: &Frozen, captured: &Captured, store: &Store) -> Result<(
 
 /// Memory of a process seen as a shared object: offsets in the object are turned into addresses.
 struct ShiftedSource<'a> {
-    memory: &'a stasis_tracee::Memory,
+    memory: &'a Memory,
     parts: &'a [capture::SharedPart],
 }
 

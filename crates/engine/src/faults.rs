@@ -15,6 +15,12 @@ fn wanted() -> Option<&'static (String, String)> {
     WANTED.get_or_init(read).as_ref()
 }
 
+/// Whether a circumstance is to be pretended: `STASIS_TEST_FAULT=pretend@CIRCUMSTANCE`.
+#[must_use]
+pub fn asked(circumstance: &str) -> bool {
+    wanted().is_some_and(|(action, what)| action == "pretend" && what == circumstance)
+}
+
 /// Passes `step`.
 ///
 /// # Errors

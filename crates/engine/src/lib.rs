@@ -29,6 +29,7 @@ pub mod store;
 pub mod threads;
 pub mod timers;
 pub mod tree;
+pub mod twin;
 
 pub use error::{EngineError, Refusal};
 pub use job::Job;

@@ -3,7 +3,6 @@
 use crate::checkpoint::JobInfo;
 use crate::descriptors::{Description, Table};
 use crate::file_policy::FileRecord;
-use crate::memory::files::MappedFile;
 use crate::{EngineError, attributes, credentials, memory, signals, threads, timers};
 use serde::{Deserialize, Serialize};
 use stasis_image::Image;
@@ -27,12 +26,10 @@ pub struct Tree {
     pub processes: Vec<Process>,
     /// Ended ones that nobody has waited for.
     pub zombies: Vec<Zombie>,
-    /// Files that are mapped.
-    pub files: Vec<MappedFile>,
+    /// Files that are open or mapped.
+    pub files: Vec<FileRecord>,
     /// Shared memory.
     pub shared: Vec<memory::shared::State>,
-    /// Files that are open, and what a restart needs to know of them.
-    pub file_records: Vec<FileRecord>,
     /// Open file descriptions.
     pub descriptions: Vec<Description>,
     /// The kernel's code that the processes had.

@@ -180,6 +180,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init)] // one range is meant
     fn zero_pages_are_left_out() {
         let parts = |data: &[u8], offset| worth_storing(data, offset).collect::<Vec<_>>();
         let mut data = vec![0; 64 * PAGE];

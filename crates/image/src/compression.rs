@@ -21,9 +21,9 @@ pub enum Compression {
 const ZSTD_DEFAULT_LEVEL: i32 = 3;
 
 impl Default for Compression {
-    /// `zstd:1`: see the measured table in `docs/image-format.md`.
+    /// LZ4: see the measured table in `docs/image-format.md`.
     fn default() -> Self {
-        Compression::Zstd(1)
+        Compression::Lz4
     }
 }
 

@@ -210,7 +210,7 @@ impl Extent {
             ));
         }
         let stored = u64::from(stored_len);
-        if stored == 0 || stored > len || (encoding == Encoding::Raw && stored != len) {
+        if stored == 0 || stored > len || (encoding == Encoding::Raw) != (stored == len) {
             return Err(format!(
                 "an extent of {len} bytes cannot be stored in {stored}"
             ));

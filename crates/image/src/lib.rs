@@ -34,6 +34,7 @@
 mod chunk;
 mod compression;
 mod error;
+mod flusher;
 mod format;
 mod naming;
 mod partial;

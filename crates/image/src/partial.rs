@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, CWD, FlockOperation, OFlags, RenameFlags};
 use rustix::io::Errno;
@@ -18,7 +19,7 @@ pub(crate) const SUFFIX: &str = ".partial";
 /// what is being written. Removed when dropped, unless it was renamed.
 #[derive(Debug)]
 pub(crate) struct Partial {
-    file: File,
+    file: Arc<File>,
     path: PathBuf,
     final_path: PathBuf,
     committed: bool,
@@ -52,7 +53,7 @@ impl Partial {
                 Ok(file) => {
                     // From here on the file is removed if anything fails.
                     let partial = Partial {
-                        file,
+                        file: Arc::new(file),
                         path: path.clone(),
                         final_path: final_path.to_owned(),
                         committed: false,
@@ -77,7 +78,7 @@ impl Partial {
         }
     }
 
-    pub(crate) fn file(&self) -> &File {
+    pub(crate) fn file(&self) -> &Arc<File> {
         &self.file
     }
 

@@ -267,8 +267,8 @@ impl Image {
         &self,
         mut extents: Vec<&Extent>,
         threads: usize,
-        start: &(dyn Fn() -> T + Sync),
-        each: &(dyn Fn(&T, &Extent, &[u8]) -> Result<(), ImageError> + Sync),
+        start: &(impl Fn() -> T + Sync),
+        each: &(impl Fn(&T, &Extent, &[u8]) -> Result<(), ImageError> + Sync),
     ) -> Result<(), ImageError> {
         let threads = match threads {
             0 => std::thread::available_parallelism().map_or(1, Into::into),

@@ -12,6 +12,7 @@ use std::time::SystemTime;
 use crate::chunk::{Chunk, Cursor, worth_storing};
 use crate::compression::{Compression, Compressor};
 use crate::error::ImageError;
+use crate::flusher::Flusher;
 use crate::format::limits::{CHUNK, HEADER_LEN, INDEX_LEN, METADATA_LEN, PAGE};
 use crate::format::{self, Encoding, Extent, Header, ObjectId, Section};
 use crate::partial::Partial;
@@ -72,6 +73,7 @@ pub struct Committed {
 
 /// An image being written. Dropping it without [`commit`](ImageWriter::commit) removes what was written.
 pub struct ImageWriter {
+    flusher: Mutex<Flusher>,
     partial: Partial,
     options: WriteOptions,
     created: SystemTime,
@@ -107,6 +109,7 @@ impl ImageWriter {
             threads => threads,
         };
         Ok(ImageWriter {
+            flusher: Mutex::default(),
             partial: Partial::create(final_path)?,
             options: WriteOptions { threads, ..options },
             created: SystemTime::now(),
@@ -271,6 +274,9 @@ impl ImageWriter {
     fn append(&self, pages: &[u8]) -> Result<u64, ImageError> {
         let offset = self.end.fetch_add(pages.len() as u64, Ordering::Relaxed);
         self.write(pages, offset)?;
+        if Flusher::is_due(offset, offset + pages.len() as u64) {
+            lock(&self.flusher).request(self.partial.file());
+        }
         Ok(offset)
     }
 
@@ -432,4 +438,4 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-const _: () = assert!(CHUNK % PAGE == 0 && CHUNK <= u32::MAX as usize);
+const _: () = assert!(CHUNK.is_multiple_of(PAGE) && CHUNK <= u32::MAX as usize);

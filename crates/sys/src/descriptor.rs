@@ -1,6 +1,7 @@
 //! Descriptors as a whole.
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// Closes every descriptor of the process from `first` upwards (`close_range(2)`).
 ///
@@ -17,4 +18,34 @@ pub fn close_from(first: u32) -> io::Result<()> {
     } else {
         Ok(())
     }
+}
+
+/// Makes `number` a duplicate of `fd`, whatever it was before (`dup3(2)`), and owns it.
+///
+/// # Errors
+/// `EBADF` beyond the descriptor limit; `EINVAL` when both are the same number.
+pub fn duplicate_to(fd: BorrowedFd<'_>, number: RawFd, close_on_exec: bool) -> io::Result<OwnedFd> {
+    let flags = if close_on_exec { libc::O_CLOEXEC } else { 0 };
+    // SAFETY: dup3 takes no pointers; a descriptor of this number that something else owned is the caller's to give up.
+    let rc = unsafe { libc::dup3(fd.as_raw_fd(), number, flags) };
+    if rc < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor, and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(rc) })
+}
+
+/// The numbers of all open descriptors of the calling process.
+///
+/// # Errors
+/// When `/proc/self/fd` cannot be read.
+pub fn open_descriptors() -> io::Result<Vec<RawFd>> {
+    let entries = std::fs::read_dir("/proc/self/fd")?;
+    Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+}
+
+/// Closes a descriptor by its number, in a process that gives up whatever owned it.
+pub fn close(number: RawFd) {
+    // SAFETY: close takes no pointers; that nothing uses the descriptor afterwards is what the caller wants.
+    unsafe { libc::close(number) };
 }

@@ -4,9 +4,11 @@
 //! returns [`std::io::Result`] with the kernel's own error number. This crate and `stasis-tracee` are
 //! the only ones that contain `unsafe`.
 
+pub mod board;
 pub mod descriptor;
 pub mod id;
 pub mod lock;
+pub mod namespace;
 pub mod pagemap;
 pub mod process;
 pub mod signal;

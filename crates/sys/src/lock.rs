@@ -80,10 +80,49 @@ pub fn conflict(fd: impl AsFd, access: Access, range: Range) -> io::Result<Optio
     Ok((i32::from(lock.l_type) != libc::F_UNLCK).then_some(Pid(lock.l_pid)))
 }
 
+/// Whether any process of this host has the file open for writing, or mapped shared and writable. `fd` is a description of
+/// the caller's own, open for reading only. Answered by asking for a read lease, which is given back at once
+/// (`fcntl(2)`, F_SETLEASE).
+///
+/// # Errors
+/// `EACCES` when the file belongs to another user; `EINVAL` when its file system has no leases.
+pub fn is_open_for_writing(fd: impl AsFd) -> io::Result<bool> {
+    let fd = fd.as_fd().as_raw_fd();
+    let control = |command: libc::c_int, argument: libc::c_int| {
+        // SAFETY: these commands take an integer, and the descriptor is open while it is borrowed.
+        match unsafe { libc::fcntl(fd, command, argument) } {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    };
+    // Whoever opens the file for writing in between makes the kernel send a signal: one that does nothing by default.
+    const F_SETSIG: libc::c_int = 10;
+    control(F_SETSIG, libc::SIGURG)?;
+    match control(libc::F_SETLEASE, libc::F_RDLCK) {
+        Ok(()) => control(libc::F_SETLEASE, libc::F_UNLCK).map(|()| false),
+        Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs::File;
+
+    #[test]
+    fn a_writer_is_noticed() {
+        let path = std::env::temp_dir().join(format!("stasis-lease-test-{}", std::process::id()));
+        let writer = File::create(&path).expect("a file");
+        let reader = File::open(&path).expect("the same file");
+        std::fs::remove_file(&path).expect("unlink");
+        match is_open_for_writing(&reader) {
+            Ok(open) => assert!(open),
+            Err(error) => return eprintln!("skipped: no leases here: {error}"),
+        }
+        drop(writer);
+        assert!(!is_open_for_writing(&reader).expect("asked before"));
+    }
 
     #[test]
     fn a_lock_of_one_description_is_in_the_way_of_another() {

@@ -32,6 +32,10 @@ pub(crate) fn seize(tid: Pid, die_with_us: bool) -> Result<(), TraceError> {
     request("attaching to", libc::PTRACE_SEIZE, tid, 0, options as usize).map(drop)
 }
 
+pub(crate) fn set_options(tid: Pid, options: usize) -> Result<(), TraceError> {
+    request("setting options of", libc::PTRACE_SETOPTIONS, tid, 0, options).map(drop)
+}
+
 pub(crate) fn interrupt(tid: Pid) -> Result<(), TraceError> {
     request("interrupting", libc::PTRACE_INTERRUPT, tid, 0, 0).map(drop)
 }

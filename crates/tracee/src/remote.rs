@@ -88,6 +88,40 @@ impl Remote {
         }
     }
 
+    /// The same, for a child that must never run: it gets no stack, so that it could not even if it were let go.
+    ///
+    /// # Errors
+    /// As [`Remote::call`].
+    pub fn clone_without_stack(
+        &mut self,
+        name: &'static str,
+        number: i64,
+        arguments: &[u64],
+    ) -> Result<Pid, TraceError> {
+        let stack = std::mem::replace(&mut self.working.rsp, 0);
+        let made = self.clone_call(name, number, arguments);
+        self.working.rsp = stack;
+        made
+    }
+
+    /// Makes the thread, the only one of its process, end, and waits until it has.
+    ///
+    /// # Errors
+    /// [`TraceError::Unexpected`] when it does anything else.
+    pub fn end(self) -> Result<(), TraceError> {
+        let tid = self.tid;
+        self.exit()?;
+        loop {
+            let status = ptrace::wait(tid, true)?.unwrap_or(0);
+            match interpret(tid, status) {
+                Err(TraceError::Dead(_)) => return Ok(()),
+                Err(error) => return Err(error),
+                Ok(News::Stop(_)) => ptrace::resume(tid, 0)?,
+                Ok(_) => return Err(TraceError::Unexpected { what: "ending", tid, status }),
+            }
+        }
+    }
+
     fn call_with_birth(
         &mut self,
         name: &'static str,

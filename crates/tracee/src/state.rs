@@ -250,6 +250,30 @@ impl Stopped {
         ptrace::detach(self.tid, 0)
     }
 
+    /// Makes the kernel kill its process when the supervisor ends (`PTRACE_O_EXITKILL`). What it makes is traced as well.
+    ///
+    /// # Errors
+    /// [`TraceError::Dead`].
+    pub fn die_with_us(&mut self) -> Result<(), TraceError> {
+        let options = libc::PTRACE_O_EXITKILL
+            | libc::PTRACE_O_TRACECLONE
+            | libc::PTRACE_O_TRACEFORK
+            | libc::PTRACE_O_TRACESYSGOOD;
+        ptrace::set_options(self.tid, options as usize)
+    }
+
+    /// Kills its process and waits until it is dead.
+    pub fn kill(self) {
+        if stasis_sys::signal::send(self.tid, libc::SIGKILL).is_ok() {
+            // Any other news than its death was on its way before the signal.
+            while let Ok(Some(status)) = ptrace::wait(self.tid, true) {
+                if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
+                    return;
+                }
+            }
+        }
+    }
+
     /// Lets it run, still traced.
     ///
     /// # Errors

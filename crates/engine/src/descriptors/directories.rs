@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::fmt::Display;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -80,7 +80,15 @@ impl State {
 /// # Errors
 /// What stands in the way.
 pub fn capture(found: &Found, ctx: &CaptureContext) -> Result<State, Obstacle> {
-    let handle = found.duplicate()?;
+    capture_handle(found, found.duplicate()?.as_fd(), ctx)
+}
+
+/// Captures one through a duplicate.
+fn capture_handle(
+    found: &Found,
+    handle: BorrowedFd<'_>,
+    ctx: &CaptureContext,
+) -> Result<State, Obstacle> {
     let looking = || {
         format!(
             "looking at descriptor {} ({})",
@@ -88,7 +96,7 @@ pub fn capture(found: &Found, ctx: &CaptureContext) -> Result<State, Obstacle> {
             found.link.display()
         )
     };
-    let statfs = fstatfs(&handle).context(looking)?;
+    let statfs = fstatfs(handle).context(looking)?;
     let (path, proc) = if is_proc(&statfs) {
         let proc = proc::capture(found, ctx)?;
         (proc.path.clone(), Some(proc))
@@ -356,5 +364,157 @@ impl Place {
             )
         })?;
         Ok(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::descriptors::ProcessView;
+    use crate::descriptors::files::tests::{found, this_process};
+    use crate::file_policy::Collector;
+    use std::collections::BTreeSet;
+    use std::fs;
+
+    fn directory_of(names: usize) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().expect("a directory");
+        for n in 0..names {
+            fs::write(dir.path().join(format!("file-{n}")), b"").expect("writable");
+        }
+        dir
+    }
+
+    fn save(fd: &OwnedFd, process: &ProcessView) -> Result<State, Obstacle> {
+        let collector = Collector::new(0);
+        let processes = [process.clone()];
+        let ctx = CaptureContext {
+            processes: &processes,
+            stdio: &[None, None, None],
+            contents: None,
+            file_content_limit: 0,
+            files: &collector,
+        };
+        capture_handle(&found(process, fd.as_fd()), fd.as_fd(), &ctx)
+    }
+
+    /// Up to `most` names from the present position on, by calls that read few entries at once.
+    fn read(fd: &OwnedFd, most: usize) -> Vec<String> {
+        let mut names = Vec::new();
+        while names.len() < most {
+            let mut buffer = [MaybeUninit::uninit(); 64];
+            let mut entries = RawDir::new(fd, &mut buffer);
+            match entries.next() {
+                Some(entry) => {
+                    let entry = entry.expect("an entry");
+                    names.push(entry.file_name().to_string_lossy().into_owned());
+                    let next = entry.next_entry_cookie();
+                    seek(fd, SeekFrom::Start(next)).expect("seek");
+                }
+                None => break,
+            }
+        }
+        names
+    }
+
+    #[test]
+    fn reading_goes_on_where_it_was() {
+        let dir = directory_of(50);
+        let process = this_process();
+        for already in [0, 1, 17, 60] {
+            let fd = open_directory(dir.path()).expect("open");
+            let mut names = read(&fd, already);
+            let state = save(&fd, &process).expect("can be saved");
+            drop(fd);
+            let fd = open_at(&state, dir.path()).expect("restored");
+            names.extend(read(&fd, usize::MAX));
+            assert_eq!(names.len(), 52, "with . and ..");
+            assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), 52);
+        }
+    }
+
+    #[test]
+    fn another_directory_goes_on_at_the_same_name() {
+        let (dir, copy) = (directory_of(20), directory_of(20));
+        let process = this_process();
+        let fd = open_directory(dir.path()).expect("open");
+        read(&fd, 5);
+        let state = save(&fd, &process).expect("can be saved");
+        let Next::Name(next) = &state.next else {
+            panic!("{state:?}");
+        };
+        let fd = open_at(&state, copy.path()).expect("restored");
+        assert_eq!(read(&fd, 1)[0].as_bytes(), next.as_slice());
+        let end = open_directory(dir.path()).expect("open");
+        read(&end, usize::MAX);
+        let at_end = save(&end, &process).expect("can be saved");
+        assert_eq!(at_end.next, Next::End);
+        let fd = open_at(&at_end, copy.path()).expect("restored");
+        assert!(read(&fd, 1).is_empty());
+        let empty = directory_of(0);
+        let error = open_at(&state, empty.path()).expect_err("no such name");
+        assert!(
+            error.to_string().contains("in the middle of reading it"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_removed_entry_is_skipped() {
+        let dir = directory_of(20);
+        let fd = open_directory(dir.path()).expect("open");
+        let before = read(&fd, 5);
+        let state = save(&fd, &this_process()).expect("can be saved");
+        let mut expected = read(&fd, usize::MAX);
+        let Next::Name(next) = &state.next else {
+            panic!("{state:?}");
+        };
+        let next = String::from_utf8_lossy(next).into_owned();
+        if next.starts_with('.') {
+            return eprintln!("skipped: the next entry is {next}");
+        }
+        fs::remove_file(dir.path().join(&next)).expect("unlink");
+        expected.retain(|name| *name != next);
+        let fd = open_at(&state, dir.path()).expect("restored");
+        let after = read(&fd, usize::MAX);
+        assert_eq!(after, expected, "after {before:?}");
+    }
+
+    #[test]
+    fn a_deleted_directory_is_refused_and_a_missing_one_told() {
+        let dir = directory_of(0);
+        let path = dir.path().join("sub");
+        fs::create_dir(&path).expect("mkdir");
+        let fd = open_directory(&path).expect("open");
+        let state = save(&fd, &this_process()).expect("can be saved");
+        fs::remove_dir(&path).expect("rmdir");
+        assert!(matches!(
+            save(&fd, &this_process()),
+            Err(Obstacle::Refused(_))
+        ));
+        let refused = check_directory(&state.place(&[]), OFlags::RDONLY).expect_err("missing");
+        assert!(refused.hint.contains("mkdir -p"), "{refused}");
+        fs::write(&path, b"").expect("writable");
+        let refused = check_directory(&path, OFlags::RDONLY).expect_err("a file");
+        assert!(refused.reason.contains("a regular file now"), "{refused}");
+    }
+
+    #[test]
+    fn the_working_directory_is_found_and_checked() {
+        let place = Place::capture("self", "cwd").expect("here");
+        assert_eq!(place.path.as_path(), std::env::current_dir().expect("here"));
+        assert_eq!(
+            place.check(&PathMap::default()).expect("there"),
+            place.path.as_path()
+        );
+        assert_eq!(Place::capture("self", "root").expect("/").path.0, b"/");
+        let gone = Place {
+            path: PathBytes(b"/nonexistent/directory".to_vec()),
+        };
+        assert!(
+            gone.check(&PathMap::default())
+                .expect_err("missing")
+                .reason
+                .contains("missing")
+        );
     }
 }

@@ -9,7 +9,7 @@
 //! - A file is opened for a new description through its path, or, without a name, through `/proc/self/fd`, which checks the
 //!   permissions of the file anew: what the program opened before a `chmod` took the permission away cannot be opened again.
 //! - The files of `/proc`, `/sys` and the like are windows into the kernel: they are opened again, not compared. What belongs
-//!   to a process can only be opened when that exists: [`is_late`].
+//!   to a process can only be opened when that exists: [`State::is_late`].
 
 pub mod proc;
 
@@ -23,7 +23,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -90,7 +90,15 @@ pub fn capture(found: &Found, ctx: &CaptureContext) -> Result<State, Obstacle> {
     if !found.link.is_empty() && !found.link.as_bytes().starts_with(b"/") {
         return Err(found.refuse("it cannot be opened again by a name", ""));
     }
-    let handle = found.duplicate()?;
+    capture_handle(found, found.duplicate()?.as_fd(), ctx)
+}
+
+/// Captures one through a duplicate.
+fn capture_handle(
+    found: &Found,
+    handle: BorrowedFd<'_>,
+    ctx: &CaptureContext,
+) -> Result<State, Obstacle> {
     let looking = || {
         format!(
             "looking at descriptor {} ({})",
@@ -98,7 +106,7 @@ pub fn capture(found: &Found, ctx: &CaptureContext) -> Result<State, Obstacle> {
             found.link.display()
         )
     };
-    let statfs = fstatfs(&handle).context(looking)?;
+    let statfs = fstatfs(handle).context(looking)?;
     let flags = OFlags::from_bits_retain(found.info.flags);
     let regular = FileType::from_raw_mode(found.stat.st_mode).is_file();
     let target = if is_proc(&statfs) {
@@ -110,7 +118,7 @@ pub fn capture(found: &Found, ctx: &CaptureContext) -> Result<State, Obstacle> {
         let link = (!found.link.is_empty()).then(|| found.link.as_bytes());
         let index = ctx
             .files
-            .descriptor(handle.as_fd(), link, uses)
+            .descriptor(handle, link, uses)
             .map_err(|refusal| of_process(refusal, found))?;
         Target::File(index)
     } else {
@@ -157,7 +165,7 @@ fn of_process(mut refusal: crate::Refusal, found: &Found) -> Obstacle {
 }
 
 /// Adds to `plan` what [`restore`] is going to do, or why it cannot. Files of the table are planned for by
-/// [`crate::file_policy::plan`].
+/// [`crate::file_policy::plan()`].
 pub fn plan(state: &State, ctx: &RestoreContext, plan: &mut Plan) {
     let (path, file_type) = match &state.target {
         Target::File(_) => return,
@@ -206,16 +214,20 @@ fn mapped(path: &PathBytes, ctx: &RestoreContext) -> PathBuf {
 /// # Errors
 /// When it is missing or locked by somebody else.
 pub fn restore(state: &State, opening: &mut Opening) -> Result<OwnedFd, EngineError> {
+    open_in(state, opening.context)
+}
+
+fn open_in(state: &State, ctx: &RestoreContext) -> Result<OwnedFd, EngineError> {
     let path = match &state.target {
         Target::File(index) => {
-            let files = opening.context.files.ok_or_else(|| {
+            let files = ctx.files.ok_or_else(|| {
                 EngineError::Failed(format!("{} has not been made ready", state.path))
             })?;
             return placed(files.open(*index, state.flags())?, state);
         }
         Target::Proc(proc) => proc.path.as_path().to_owned(),
         Target::Window(path) => path.as_path().to_owned(),
-        Target::Name { path, .. } => mapped(path, opening.context),
+        Target::Name { path, .. } => mapped(path, ctx),
     };
     let opened = || format!("opening {}", show(&path));
     let fd = open(&path, state.flags(), Mode::empty()).context(opened)?;
@@ -261,3 +273,6 @@ fn placed(fd: OwnedFd, state: &State) -> Result<OwnedFd, EngineError> {
     locks::take(fd.as_fd(), &state.locks)?;
     Ok(fd)
 }
+
+#[cfg(test)]
+pub(in crate::descriptors) mod tests;

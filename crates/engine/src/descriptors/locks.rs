@@ -247,3 +247,105 @@ fn refused(fd: RawFd, process: Option<&ProcessView>, error: io::Error) -> Engine
             .to_owned(),
     }])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::descriptors::files::tests::{found, this_process};
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn lines_as_the_kernel_writes_them() {
+        let record = |write, start, len| RecordLock { write, start, len };
+        let cases = [
+            (
+                "1: POSIX  ADVISORY  WRITE 359 00:13:11691 0 EOF",
+                Line::Process(record(true, 0, 0)),
+            ),
+            (
+                "2: POSIX  ADVISORY  READ 5 fe:00:7 100 109",
+                Line::Process(record(false, 100, 10)),
+            ),
+            (
+                "1: OFDLCK ADVISORY  READ -1 fe:00:7 0 0",
+                Line::Description(record(false, 0, 1)),
+            ),
+            (
+                "1: FLOCK  ADVISORY  WRITE 0 fe:00:7 0 EOF",
+                Line::Whole(Whole::Exclusive),
+            ),
+            ("1: LEASE  ACTIVE    WRITE 5 fe:00:7 0 EOF", Line::Lease),
+            ("1: LEASE  BREAKING  UNLCK 5 fe:00:7 0 EOF", Line::Lease),
+            (
+                "1: POSIX  ADVISORY  WRITE 359 00:13:11691 9 3",
+                Line::Unknown,
+            ),
+            (
+                "1: NEW    ADVISORY  WRITE 359 00:13:11691 0 EOF",
+                Line::Unknown,
+            ),
+            ("", Line::Unknown),
+        ];
+        for (text, line) in cases {
+            assert_eq!(parse(text), line, "{text}");
+        }
+    }
+
+    #[test]
+    fn locks_of_this_process_are_found_and_taken_again() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let number = file.as_file().as_raw_fd();
+        let record = RecordLock {
+            write: true,
+            start: 7,
+            len: 3,
+        };
+        let process = this_process();
+        let state = ProcessState {
+            records: vec![(number, record)],
+        };
+        restore(&state, &process).expect("free");
+        let seen = found(&process, file.as_fd());
+        let lines: Vec<Line> = seen.info.all("lock").map(parse).collect();
+        assert_eq!(lines, [Line::Process(record)]);
+        let other = File::options()
+            .read(true)
+            .write(true)
+            .open(file.path())
+            .expect("open");
+        assert!(lock::set_description(&other, Access::Write, record.range()).is_err());
+        // Closing any descriptor of the file gives the lock up.
+        drop(other);
+        let other = File::options()
+            .read(true)
+            .write(true)
+            .open(file.path())
+            .expect("open");
+        lock::set_description(&other, Access::Write, record.range()).expect("given up");
+        let error = restore(&state, &process).expect_err("taken").to_string();
+        let path = file.path().to_str().expect("UTF-8");
+        assert!(
+            error.contains("process 4242 (test)") && error.contains(path),
+            "{error}"
+        );
+        drop(other);
+        restore(&state, &process).expect("free again");
+    }
+
+    #[test]
+    fn a_lease_is_refused_by_name() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let process = this_process();
+        let mut seen = found(&process, file.as_fd());
+        assert_eq!(of_description(&seen).expect("none"), State::default());
+        let line = "1: LEASE  ACTIVE    WRITE 5 fe:00:7 0 EOF";
+        seen.info.fields.push(("lock".into(), line.into()));
+        match of_description(&seen) {
+            Err(Obstacle::Refused(refusal)) => {
+                assert!(refusal.reason.contains("lease"), "{refusal}")
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -26,10 +26,10 @@ use rustix::fs::{
     AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT, Uid, fchmod,
     fchown, fstat, fsync, futimens, linkat, open, renameat_with, statat,
 };
-use rustix::io::Errno;
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 /// The files of an image, in the state that matches memory.
@@ -72,6 +72,20 @@ impl ReadyFiles {
         } else {
             Err(changed_meanwhile(&file.path))
         }
+    }
+
+    /// Moves the descriptors that are held here, those of files without a name, to numbers from `first` on.
+    ///
+    /// # Errors
+    /// When the descriptor limit leaves no such number.
+    pub fn raise(&mut self, first: RawFd) -> Result<(), EngineError> {
+        for file in &mut self.files {
+            if let Some(fd) = file.unnamed.as_mut().filter(|fd| fd.as_raw_fd() < first) {
+                *fd = fcntl_dupfd_cloexec(&*fd, first)
+                    .context(|| format!("moving the descriptor of {}", show(&file.path)))?;
+            }
+        }
+        Ok(())
     }
 
     /// How messages name the file.

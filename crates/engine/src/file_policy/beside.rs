@@ -364,3 +364,51 @@ pub(super) fn take_attributes(path: &Path, file: &File) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// A draft as it is made where there is no O_TMPFILE.
+    fn hidden(path: &Path, bytes: &[u8]) -> Draft {
+        let directory = File::open(parent(path)).expect("a directory").into();
+        let draft = Draft::hidden(directory, OsString::from(".draft")).expect("made");
+        draft.file.write_all_at(bytes, 0).expect("writable");
+        draft
+    }
+
+    #[test]
+    fn drafts_with_a_hidden_name_do_the_same() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("out");
+        let name = OsStr::new("out");
+        drop(hidden(&path, b"given up"));
+        assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 0);
+        assert!(hidden(&path, b"one").publish(name).expect("published"));
+        assert!(
+            !hidden(&path, b"two")
+                .publish(name)
+                .expect("the name is taken")
+        );
+        assert_eq!(fs::read(&path).expect("readable"), b"one");
+        // Left by a process that was killed.
+        fs::write(dir.path().join(".draft"), b"stale").expect("writable");
+        hidden(&path, b"three").replace(name).expect("replaced");
+        assert_eq!(fs::read(&path).expect("readable"), b"three");
+        assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 1);
+    }
+
+    #[test]
+    fn an_unnamed_draft_gets_over_a_stale_hidden_name() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("out");
+        fs::write(&path, b"old").expect("writable");
+        let mut draft = Draft::beside(&path, 7).expect("made");
+        draft.file.write_all_at(b"new", 0).expect("writable");
+        fs::write(dir.path().join(&draft.hidden), b"stale").expect("writable");
+        draft.replace(OsStr::new("out")).expect("replaced");
+        assert_eq!(fs::read(&path).expect("readable"), b"new");
+        assert_eq!(fs::read_dir(dir.path()).expect("a directory").count(), 1);
+    }
+}

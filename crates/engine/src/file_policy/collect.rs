@@ -9,11 +9,15 @@
 use super::elf::build_id;
 use super::fingerprint::{Fingerprint, Sampling};
 use super::paths::{Location, PathBytes, is_local, locate, maps_differ, refusal};
+use super::plan::allowed;
 use super::record::{Evidence, FileId, FileIndex, FileRecord, Presence, Seen, Timestamp, Uses};
 use crate::contents::ContentSink;
 use crate::error::Context;
 use crate::{EngineError, Refusal};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, fcntl_getfl, fstat, fstatfs, open, statat, statfs};
+use rustix::fs::{
+    Access, AtFlags, CWD, Mode, OFlags, SeekFrom, fcntl_getfl, fstat, fstatfs, open, seek, statat,
+    statfs, tell,
+};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::time::{ClockId, clock_gettime};
 use std::collections::HashMap;
@@ -42,7 +46,8 @@ pub struct Mapping<'a> {
 pub enum MappedSource {
     /// From this file.
     File(FileIndex),
-    /// No name leads to it and no descriptor does: only the pages that are mapped can be read, through the memory.
+    /// No name leads to it and no descriptor does, or it may not be read: only the pages that are mapped can be read,
+    /// through the memory.
     MemoryOnly,
 }
 
@@ -53,6 +58,8 @@ struct Entry {
     record: FileRecord,
     /// A way to its bytes, for what must be stored.
     handle: Option<OwnedFd>,
+    /// The handle is a duplicate of the program's own description.
+    is_shared: bool,
     /// It has names, but none that could be found.
     elsewhere: bool,
 }
@@ -75,9 +82,14 @@ impl Collector {
     /// Contents of files with a name are stored up to `content_limit` bytes each.
     #[must_use]
     pub fn new(content_limit: u64) -> Collector {
+        Collector::at(content_limit, clock_gettime(ClockId::Realtime).tv_sec)
+    }
+
+    /// A collector that takes the time to be `now`, in seconds since 1970.
+    pub(super) fn at(content_limit: u64, now: i64) -> Collector {
         Collector {
             content_limit,
-            now: clock_gettime(ClockId::Realtime).tv_sec,
+            now,
             gathered: Mutex::default(),
         }
     }
@@ -167,6 +179,10 @@ impl Collector {
             if !seen.regular || !same {
                 continue;
             }
+            // A program that may be executed but not read.
+            if !mapping.shared_writable && allowed(&path, Access::READ_OK).is_err() {
+                return Ok(MappedSource::MemoryOnly);
+            }
             let index = match gathered.by_id.get(&seen.id) {
                 Some(index) => *index,
                 None => {
@@ -206,11 +222,20 @@ impl Collector {
             let name = || format!("reading {}", record.path);
             let seen = Seen::from(&fstat(&handle).context(name)?);
             let file = File::from(handle);
+            // Whoever looks for holes moves the offset, which is the program's where the description is.
+            let offset = if entry.is_shared {
+                Some(tell(&file).context(name)?)
+            } else {
+                None
+            };
             if record.presence == Presence::Unlinked || seen.size <= self.content_limit {
                 record.evidence.stored = Some(sink.store_file(&file, seen.size)?);
             } else {
                 record.evidence.fingerprint =
                     Fingerprint::take(&file, seen.size, Sampling::WRITTEN).context(name)?;
+            }
+            if let Some(offset) = offset {
+                seek(&file, SeekFrom::Start(offset)).context(name)?;
             }
             record.size = seen.size;
             record.modified = seen.modified;
@@ -282,6 +307,7 @@ impl Gathered {
         self.entries.push(Entry {
             record,
             handle: None,
+            is_shared: false,
             elsewhere,
         });
         self.by_id.insert(seen.id, index);
@@ -341,6 +367,7 @@ impl Entry {
                 if !fcntl_getfl(handle).is_ok_and(readable) {
                     return Err(unreadable(&self.record.path.0, error));
                 }
+                self.is_shared = true;
                 fcntl_dupfd_cloexec(handle, 3)
                     .map_err(|error| unreadable(&self.record.path.0, error))?
             }

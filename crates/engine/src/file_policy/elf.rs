@@ -21,9 +21,7 @@ pub(super) fn build_id(file: &File) -> Option<Vec<u8>> {
     }
 }
 
-fn note<'data, Elf: FileHeader<Endian = Endianness>>(
-    data: &'data ReadCache<&File>,
-) -> Option<Vec<u8>> {
+fn note<Elf: FileHeader<Endian = Endianness>>(data: &ReadCache<&File>) -> Option<Vec<u8>> {
     let header = Elf::parse(data).ok()?;
     let endian = header.endian().ok()?;
     for segment in header.program_headers(endian, data).ok()? {

@@ -54,14 +54,15 @@ impl Sampling {
         );
         let between = len - head - tail - block;
         let last = u64::from(self.blocks.max(2) - 1);
-        let mut places = vec![0..head];
-        places.extend((0..u64::from(self.blocks)).map(|i| {
+        let blocks = (0..u64::from(self.blocks)).map(|i| {
             // In 128 bits: a length near 2^63 must not overflow.
             let start = head + (u128::from(between) * u128::from(i) / u128::from(last)) as u64;
             start..start + block
-        }));
-        places.push(len - tail..len);
-        places
+        });
+        std::iter::once(0..head)
+            .chain(blocks)
+            .chain(std::iter::once(len - tail..len))
+            .collect()
     }
 }
 

@@ -27,7 +27,11 @@
 //! Files that are only read are used when they are the same, and refused otherwise, unless accepted. A file that is gone
 //! and not stored can never be accepted, nor a library whose build id is another one.
 //!
+//! A file that would have to be cut or replaced while some process has it open for writing or locked is refused, too: it
+//! may be the job itself, still running, or another restart of the same image. Accepted, it is used as it is.
+//!
 //! # Facts it rests on
+//! - A read lease is given only while nobody has the file open for writing (`fcntl(2)`, F_SETLEASE); `/proc/locks` lists locks.
 //! - `rename(2)` and `linkat(2)` on one file system are atomic; `linkat` never overwrites. A file made with `O_TMPFILE`
 //!   gets its name by `linkat` from `/proc/self/fd` when it is complete (`open(2)`), so a killed restart leaves nothing.
 //! - Time stamps are taken from a clock that ticks (4 ms at CONFIG_HZ=250; 2 s on FAT): a write soon after another one may
@@ -50,3 +54,6 @@ pub use fingerprint::{Fingerprint, Sampling};
 pub use paths::{PathBytes, PathMap};
 pub use plan::{FilePlan, PlanOptions, plan};
 pub use record::{Evidence, FileId, FileIndex, FileRecord, Presence, Timestamp, Uses};
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,11 @@ use rustix::io::Errno;
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How often, and at what distance, a file is looked at that seems to be open for writing.
+const LOOKS: u32 = 50;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(4);
 
 /// What the user wants.
 #[derive(Clone, Debug)]
@@ -226,7 +231,10 @@ impl Case<'_> {
     fn may_open(&self) -> Result<(), Refusal> {
         let uses = self.record.uses;
         let mut access = Access::empty();
-        access.set(Access::READ_OK, uses.read || uses.mapped_shared_writable);
+        access.set(
+            Access::READ_OK,
+            uses.read || uses.mapped || uses.mapped_shared_writable,
+        );
         access.set(Access::WRITE_OK, uses.writes());
         if access.is_empty() {
             return Ok(());
@@ -330,25 +338,24 @@ impl Case<'_> {
             Err(_) if same_stamp => return Ok(self.used(seen)),
             Err(problem) => return Err(problem),
         };
-        if let Some(id) = &evidence.build_id {
-            return if build_id(&file).as_ref() == Some(id) {
-                Ok(self.used(seen))
-            } else {
-                self.changed(seen, "it is another build than at the checkpoint")
-            };
+        if let Some(id) = &evidence.build_id
+            && build_id(&file).as_ref() != Some(id)
+        {
+            return self.changed(seen, "it is another build than at the checkpoint");
         }
+        let same_build = evidence.build_id.is_some();
         match evidence.fingerprint {
             Some(fingerprint) => {
                 let alike = fingerprint
                     .matches(&file)
                     .map_err(|error| self.unreadable(&error.to_string()))?;
-                if alike && (same_stamp || fingerprint.is_exact()) {
+                if alike && (same_stamp || same_build || fingerprint.is_exact()) {
                     Ok(self.used(seen))
                 } else {
                     self.changed(seen, "it was changed since the checkpoint")
                 }
             }
-            None if same_stamp => Ok(self.used(seen)),
+            None if same_stamp || same_build => Ok(self.used(seen)),
             None => self.changed(seen, "it was written to since the checkpoint"),
         }
     }
@@ -376,7 +383,9 @@ impl Case<'_> {
     }
 
     fn cut(&mut self, seen: Seen, doubt: &str) -> Result<Step, Refusal> {
-        self.may_change(seen)?;
+        if let Some(reason) = self.at_work(seen) {
+            return self.changed(seen, &reason);
+        }
         self.may_make_beside()?;
         allowed(&self.path, Access::WRITE_OK).map_err(|error| {
             self.problem(
@@ -399,7 +408,9 @@ impl Case<'_> {
     }
 
     fn replaced(&mut self, seen: Seen, keep: bool, why: &str) -> Result<Step, Refusal> {
-        self.may_change(seen)?;
+        if let Some(reason) = self.at_work(seen) {
+            return self.changed(seen, &reason);
+        }
         self.may_make_beside()?;
         self.may_rename_over(seen)?;
         let kept = if keep {
@@ -443,19 +454,33 @@ impl Case<'_> {
         ))
     }
 
-    /// Whoever has locked it is at work on it: the job itself, perhaps, still running.
-    fn may_change(&self, seen: Seen) -> Result<(), Refusal> {
-        let Some(holder) = self.locked.get(&seen.id) else {
-            return Ok(());
-        };
-        let by = match holder {
-            ..=0 => "another process".to_owned(),
-            pid => format!("process {pid}"),
-        };
-        Err(self.problem(
-            format!("it has changed since the checkpoint, and {by} holds a lock on it"),
-            "end what works on it (is the job still running?)",
-        ))
+    /// Why the file had better not be changed: somebody is at work on it, the job itself, perhaps, still running.
+    fn at_work(&self, seen: Seen) -> Option<String> {
+        if let Some(holder) = self.locked.get(&seen.id) {
+            let by = match holder {
+                ..=0 => "another process".to_owned(),
+                pid => format!("process {pid}"),
+            };
+            return Some(format!(
+                "it has changed since the checkpoint, and {by} holds a lock on it (is the job still running?)"
+            ));
+        }
+        let file = open_to_read(&self.path).ok()?;
+        // A process between fork and exec holds for a moment what its parent had open: look again before believing.
+        let mut looks = 0;
+        // Where leases cannot be had, this is not known.
+        while stasis_sys::lock::is_open_for_writing(&file).unwrap_or(false) {
+            looks += 1;
+            if looks == LOOKS {
+                return Some(
+                    "it has changed since the checkpoint, and a process has it open for writing (is the job still \
+                     running?)"
+                        .to_owned(),
+                );
+            }
+            std::thread::sleep(BETWEEN_LOOKS);
+        }
+        None
     }
 
     fn may_make_beside(&self) -> Result<(), Refusal> {

@@ -5,7 +5,7 @@
 //! once for all processes ([`shared`]); start and end of heap, stack, arguments and environment ([`layout`]); the vdso
 //! ([`vdso`]).
 //!
-//! Not saved: clean pages of mapped files (they are read from the file, which must not have changed: [`files`]); memory policy of
+//! Not saved: clean pages of mapped files (they are read from the file, which must not have changed: [`crate::file_policy`]); memory policy of
 //! mbind(2), which pages were swapped out.
 //!
 //! Refused by name: huge page file systems, System V segments, rings of io_setup(2) and io_uring, device memory, areas
@@ -14,13 +14,13 @@
 //! Rests on: `VmFlags` of `/proc/PID/smaps`; the page map tells own pages from those of the file (`sys::pagemap`);
 //! `/proc/PID/mem` reads and writes areas of any protection.
 
-pub mod files;
 pub mod layout;
 pub mod restore;
 pub mod shared;
 pub mod vdso;
 
 use crate::error::Context;
+use crate::file_policy::{Collector, FileIndex, MappedSource, Mapping};
 use crate::maps::{self, Vma};
 use crate::{EngineError, Refusal};
 use serde::{Deserialize, Serialize};
@@ -80,6 +80,9 @@ pub struct Area {
     pub locked: Option<bool>,
     /// Sealed by mseal(2).
     pub sealed: bool,
+    /// A private mapping of a file whose name is gone: its pages are all that is known of it.
+    #[serde(skip)]
+    pub vanished: bool,
 }
 
 /// The memory of one process.
@@ -102,12 +105,6 @@ impl State {
     #[must_use]
     pub fn stored_bytes(&self) -> u64 {
         self.stored.iter().map(|range| range.end - range.start).sum()
-    }
-
-    /// What the image writer is asked to store.
-    #[must_use]
-    pub fn runs(&self) -> Vec<Run> {
-        self.stored.iter().map(|range| Run { offset: range.start, len: range.end - range.start }).collect()
     }
 }
 
@@ -173,8 +170,6 @@ pub fn refusals(virtual_pid: Pid, process: &str, areas: &[Vma]) -> Vec<Refusal> 
 /// Everything that the areas of all processes refer to, collected over the tree.
 #[derive(Debug, Default)]
 pub struct Collected {
-    /// Mapped files.
-    pub files: files::Files,
     /// Shared memory.
     pub shared: shared::Objects,
 }
@@ -183,13 +178,14 @@ pub struct Collected {
 ///
 /// # Errors
 /// When a mapped file cannot be looked at.
-pub fn areas(process: Pid, vmas: &[Vma], collected: &mut Collected) -> Result<Vec<Area>, EngineError> {
+pub fn areas(process: Pid, vmas: &[Vma], files: &Collector, collected: &mut Collected) -> Result<Vec<Area>, EngineError> {
     let mut areas = Vec::with_capacity(vmas.len());
     for vma in vmas {
         let path = vma.path.as_slice();
         if path == b"[vsyscall]" {
             continue;
         }
+        let mut vanished = false;
         let backing = if path == b"[vdso]" {
             Backing::Vdso
         } else if path.starts_with(b"[vvar") {
@@ -197,13 +193,13 @@ pub fn areas(process: Pid, vmas: &[Vma], collected: &mut Collected) -> Result<Ve
         } else if vma.inode == 0 {
             let name = path.strip_prefix(b"[anon:").and_then(|rest| rest.strip_suffix(b"]"));
             Backing::Anonymous { name: name.map(|name| String::from_utf8_lossy(name).into_owned()) }
-        } else if let Some(file) = collected.files.find(vma)? {
-            Backing::File { file, offset: vma.offset }
+        } else if let Some(file) = file_of(vma, files)? {
+            Backing::File { file: file.0, offset: vma.offset }
         } else if vma.shared {
             let object = collected.shared.find(process, vma);
             Backing::Shared { object, offset: vma.offset }
         } else {
-            // A private mapping of a file whose name is gone: its pages are all that is known of it.
+            vanished = true;
             Backing::Anonymous { name: None }
         };
         let flag = |code: &[u8; 2]| vma.has(code);
@@ -218,35 +214,66 @@ pub fn areas(process: Pid, vmas: &[Vma], collected: &mut Collected) -> Result<Ve
             advice: ADVICE.iter().filter(|(code, _)| vma.has(code)).map(|(_, advice)| *advice).collect(),
             locked: flag(b"lo").then(|| flag(b"lf")),
             sealed: flag(b"sl"),
+            vanished,
         });
     }
     Ok(areas)
 }
 
-/// Finds the pages to be stored: of private areas those with contents of their own, of private mappings of vanished
-/// files every page that can be read.
+/// The file that an area is mapped from, where a name or a descriptor leads to it.
+fn file_of(vma: &Vma, files: &Collector) -> Result<Option<FileIndex>, EngineError> {
+    // Shared memory and the kernel's own objects have names that are no paths.
+    if !vma.path.starts_with(b"/") || vma.path.starts_with(b"/memfd:") || vma.path.starts_with(b"/dev/zero") {
+        return Ok(None);
+    }
+    let mapping = Mapping {
+        path: &vma.path,
+        device: (rustix::fs::major(vma.device), rustix::fs::minor(vma.device)),
+        inode: vma.inode,
+        shared_writable: vma.shared && vma.has(b"mw"),
+    };
+    match files.mapping(&mapping) {
+        Ok(MappedSource::File(index)) => Ok(Some(index)),
+        Ok(MappedSource::MemoryOnly) => Ok(None),
+        Err(refusal) => Err(EngineError::Refused(vec![refusal])),
+    }
+}
+
+impl Area {
+    /// Whether its private contents are the image's to keep.
+    fn has_contents(&self) -> bool {
+        !self.shared && !self.droppable && !matches!(self.backing, Backing::Vdso | Backing::Vvar(_))
+    }
+
+    /// Whether a forked copy of the process has these contents too.
+    #[must_use]
+    pub fn is_in_twin(&self) -> bool {
+        !self.advice.contains(&libc::MADV_DONTFORK) && !self.advice.contains(&libc::MADV_WIPEONFORK)
+    }
+}
+
+/// Finds the pages to be stored of the areas that `wanted` picks: those with contents of their own, and of private mappings of
+/// vanished files every page. `process` is the process or its twin.
 ///
 /// # Errors
 /// When the page map cannot be read.
-pub fn pages(process: Pid, vmas: &[Vma], areas: &[Area]) -> Result<Pages, EngineError> {
+pub fn pages(process: Pid, areas: &[Area], wanted: impl Fn(&Area) -> bool, pages: &mut Pages) -> Result<(), EngineError> {
     let looking = || format!("reading the page map of process {process}");
     let mut map = Pagemap::open(process).context(looking)?;
-    let mut pages = Pages::default();
-    let mut by_start = vmas.iter().peekable();
-    for area in areas {
-        if area.shared || area.droppable || matches!(area.backing, Backing::Vdso | Backing::Vvar(_)) {
-            continue;
-        }
-        while by_start.next_if(|vma| vma.range.start < area.range.start).is_some() {}
-        let vanished = by_start.peek().is_some_and(|vma| vma.inode != 0)
-            && matches!(area.backing, Backing::Anonymous { .. });
-        if vanished {
+    for area in areas.iter().filter(|area| area.has_contents() && wanted(area)) {
+        if area.vanished {
             pages.own.push(area.range.clone());
         } else {
-            map.look(area.range.clone(), &mut pages).context(looking)?;
+            map.look(area.range.clone(), pages).context(looking)?;
         }
     }
-    Ok(pages)
+    Ok(())
+}
+
+/// What the image writer is asked to store.
+#[must_use]
+pub fn runs(pages: &[Range<u64>]) -> Vec<Run> {
+    pages.iter().map(|range| Run { offset: range.start, len: range.end - range.start }).collect()
 }
 
 /// Reads the areas of a process with all that is needed here.

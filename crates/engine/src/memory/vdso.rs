@@ -1,13 +1,20 @@
 //! The vdso: code of the kernel in every process, and the `syscall` instruction in it.
 //!
 //! Its address is in the program's memory in many places, so that it must come back where it was. Code and data (`[vvar]`,
-//! `[vvar_vclock]`) lie side by side and can be moved with mremap(2) (`arch/x86/entry/vdso/vma.c`).
+//! `[vvar_vclock]`) lie side by side and can be moved with mremap(2) (`arch/x86/entry/vdso/vma.c`). Under another kernel
+//! the code is another: then the saved one is kept as a signpost to it ([`redirect`]). A thread that was stopped inside the vdso goes
+//! on in the saved code, which must be this kernel's own: such an image is refused under another kernel.
 
+use super::restore::Places;
+use super::{Area, Backing};
 use crate::EngineError;
+use crate::calls::Calls;
 use crate::error::Context;
 use crate::maps::Vma;
+use object::{Object, ObjectSymbol};
 use stasis_tracee::Memory;
 use stasis_tracee::arch::SYSCALL;
+use std::collections::HashMap;
 
 /// The contents of the vdso of a process.
 ///
@@ -45,4 +52,86 @@ pub fn syscall_instruction(vmas: &[Vma], memory: &Memory) -> Result<u64, EngineE
         }
     }
     Err(EngineError::Failed("the process has no system call instruction in its memory".into()))
+}
+
+/// Makes the saved vdso, which is another kernel's, lead to this kernel's: its code comes back at its address as ordinary
+/// memory, and each function that it exports begins with a jump to the one of the same name of this kernel, or, where this one
+/// has none, to nothing: the saved code then runs as it was, which for getcpu(2) and its like is a system call in the end.
+///
+/// The saved kernel's data pages do not come back: no code that is still reached reads them.
+///
+/// # Errors
+/// When either vdso cannot be understood, or a remote call fails.
+pub fn redirect(saved: &[u8], areas: &[Area], places: &Places, calls: &mut Calls<'_>) -> Result<(), EngineError> {
+    let Some(area) = areas.iter().find(|area| area.backing == Backing::Vdso) else { return Ok(()) };
+    let Some((_, here)) = places.kernel.iter().find(|(name, _)| name == b"[vdso]") else {
+        return Err(EngineError::Failed("this kernel has no vdso, and the image's program uses one".into()));
+    };
+    let mut present = vec![0; (here.end - here.start) as usize];
+    calls.memory.read(&mut present, here.start).context(|| "reading the vdso".into())?;
+    let patched = patch(saved, &present, here.start)?;
+    let len = area.range.end - area.range.start;
+    let protection = (libc::PROT_READ | libc::PROT_EXEC) as u64;
+    let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED) as u64;
+    calls.call("mmap", libc::SYS_mmap, &[area.range.start, len, protection, flags, u64::MAX, 0])?;
+    calls.memory.write(&patched, area.range.start).context(|| "writing the vdso".into())
+}
+
+/// The functions of a vdso: name and offset.
+fn functions(vdso: &[u8]) -> Result<HashMap<String, u64>, EngineError> {
+    let file = object::File::parse(vdso)
+        .map_err(|error| EngineError::Failed(format!("the vdso is not understood: {error}")))?;
+    let defined = file.dynamic_symbols().filter(|symbol| symbol.is_definition() && symbol.address() != 0);
+    Ok(defined.filter_map(|symbol| Some((symbol.name().ok()?.to_owned(), symbol.address()))).collect())
+}
+
+fn patch(saved: &[u8], present: &[u8], present_at: u64) -> Result<Vec<u8>, EngineError> {
+    let (old, new) = (functions(saved)?, functions(present)?);
+    let mut code = saved.to_vec();
+    let mut starts: Vec<u64> = old.values().copied().collect();
+    starts.sort_unstable();
+    starts.dedup();
+    for (name, start) in &old {
+        let Some(target) = new.get(name) else { continue };
+        let jump = stasis_tracee::arch::jump_to(present_at + target);
+        let next = starts.iter().find(|other| *other > start).copied().unwrap_or(saved.len() as u64);
+        let place = *start as usize..*start as usize + jump.len();
+        // A function too short to be replaced does nothing that depends on the kernel's data.
+        if place.end as u64 <= next && place.end <= code.len() {
+            code[place].copy_from_slice(&jump);
+        }
+    }
+    Ok(code)
+}
+
+/// Whether a thread was stopped inside the vdso.
+#[must_use]
+pub fn holds(areas: &[Area], address: u64) -> bool {
+    areas.iter().any(|area| area.backing == Backing::Vdso && area.range.contains(&address))
+}
+
+/// The vdso of the calling process, which is that of every process on this host.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn own() -> Result<Vec<u8>, EngineError> {
+    let me = stasis_sys::Pid::current();
+    let memory = Memory::open(me).context(|| "reading the vdso".into())?;
+    contents(&crate::maps::read(me)?, &memory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_function_of_this_kernel_is_found_and_leads_to_itself() {
+        let vdso = own().expect("a vdso");
+        let found = functions(&vdso).expect("an ELF file");
+        assert!(found.contains_key("__vdso_clock_gettime"), "{found:?}");
+        let patched = patch(&vdso, &vdso, 0x7000_0000_0000).expect("patching");
+        let start = found["__vdso_clock_gettime"] as usize;
+        let jump = stasis_tracee::arch::jump_to(0x7000_0000_0000 + start as u64);
+        assert_eq!(&patched[start..start + jump.len()], &jump);
+    }
 }

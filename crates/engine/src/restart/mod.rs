@@ -1,10 +1,34 @@
-//! Restarting from an image.
+//! Restarting from an image: verify, plan, files, skeleton, memory, threads, start.
 
-use crate::progress::Progress;
-use crate::{EngineError, Job};
+mod births;
+mod fill;
+pub mod ids;
+mod revive;
+mod skeleton;
+mod world;
+
+use crate::descriptors::{self, RestoreContext};
+use crate::error::Context;
+use crate::file_policy::{self, FilePlan, PathMap, PlanOptions, ReadyFiles};
+use crate::job::{Memory, own_stdio};
+use crate::keeper;
+use crate::model::Tree;
+use crate::progress::{Progress, Step};
+use crate::store::Loader;
+use crate::{EngineError, Job, Refusal, faults};
+use births::Births;
+use ids::IdSource;
+use rustix::fs::MemfdFlags;
 use serde::Serialize;
+use skeleton::Skeleton;
 use stasis_image::Image;
-use std::os::fd::OwnedFd;
+use stasis_sys::Pid;
+use stasis_sys::board::Board;
+use stasis_sys::process::{self, Fork};
+use stasis_sys::signal::{self, SignalSet};
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// How the program gets its old ids back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -49,19 +73,155 @@ pub struct Plan {
     pub strategy: Strategy,
     /// Sentences: what will be opened, truncated, moved aside, made.
     pub actions: Vec<String>,
+    #[serde(skip)]
+    tree: Box<Tree>,
+    #[serde(skip)]
+    files: FilePlan,
 }
 
 /// Verifies `image` completely and decides what a restart does. Nothing is touched.
 ///
 /// # Errors
 /// [`EngineError::Refused`] with all obstacles at once; [`EngineError::Image`] for a damaged image.
-pub fn plan(
-    image: &Image,
-    options: &Options,
-    progress: &dyn Progress,
-) -> Result<Plan, EngineError> {
-    let _ = (image, options, progress);
-    Err(EngineError::Failed("not built".into()))
+pub fn plan(image: &Image, options: &Options, progress: &dyn Progress) -> Result<Plan, EngineError> {
+    progress.step(Step::Verify);
+    image.verify(options.threads, &|done| progress.bytes(done, image.header().file_len))?;
+    let tree = Tree::of(image)?;
+    let loader = Loader(image);
+    let births = Births::plan(&tree);
+    let mut refusals = Vec::new();
+    let strategy = choose(options.strategy, &tree, &births, &mut refusals);
+    owner(&tree, &mut refusals);
+    kernel(&tree, &mut refusals)?;
+    let wanted = PlanOptions {
+        changed: options.changed_files,
+        map: PathMap::new(&options.map_path),
+        sequence: tree.info.sequence,
+    };
+    let files = file_policy::plan(&tree.files, &wanted, &loader);
+    refusals.extend(files.problems.iter().cloned());
+    let stdio = own_stdio();
+    let context = context(options, &loader, None, &stdio, 0);
+    let open = descriptors::plan(&tree.descriptions, &context);
+    refusals.extend(open.refusals);
+    if !refusals.is_empty() {
+        return Err(EngineError::Refused(refusals));
+    }
+    let mut actions = files.actions.clone();
+    actions.extend(open.actions);
+    Ok(Plan { strategy, actions, tree: Box::new(tree), files })
+}
+
+fn context<'a>(
+    options: &'a Options,
+    loader: &'a Loader<'a>,
+    files: Option<&'a ReadyFiles>,
+    stdio: &'a [Option<OwnedFd>; 3],
+    first_free: RawFd,
+) -> RestoreContext<'a> {
+    RestoreContext {
+        contents: loader,
+        files,
+        first_free,
+        stdio,
+        terminal: options.terminal.as_ref(),
+        path_map: &options.map_path,
+        changed_files: options.changed_files,
+    }
+}
+
+fn refusal(object: &str, reason: String, hint: &str) -> Refusal {
+    Refusal { pid: None, process: String::new(), object: object.into(), reason, hint: hint.into() }
+}
+
+fn choose(asked: Option<Strategy>, tree: &Tree, births: &Births, refusals: &mut Vec<Refusal>) -> Strategy {
+    let wanted = births.wanted(tree);
+    let wanted = || wanted.iter().filter(|id| ![tree.keeper, tree.outer_session, tree.outer_group].contains(id));
+    let strategy = asked.unwrap_or_else(|| {
+        if ids::may_choose_ids() && ids::taken(wanted()).is_empty() {
+            Strategy::Privileged
+        } else if ids::namespaces_work() {
+            Strategy::Namespaces
+        } else {
+            Strategy::Burn
+        }
+    });
+    if strategy == Strategy::Privileged && !ids::may_choose_ids() {
+        let reason = "choosing process ids needs CAP_CHECKPOINT_RESTORE or root".to_owned();
+        refusals.push(refusal("strategy privileged", reason, "use --strategy namespaces or burn"));
+    }
+    if strategy == Strategy::Namespaces && !ids::namespaces_work() {
+        let reason = "this host does not let you make user namespaces".to_owned();
+        refusals.push(refusal("strategy namespaces", reason, "use --strategy burn"));
+    }
+    if strategy != Strategy::Namespaces {
+        let taken: Vec<String> = ids::taken(wanted()).iter().map(ToString::to_string).collect();
+        if !taken.is_empty() {
+            let reason = format!("other processes have them: {}", taken.join(", "));
+            let hint = "end those (is the job still running?), or restart where user namespaces are allowed";
+            refusals.push(refusal("the program's process ids", reason, hint));
+        }
+    }
+    strategy
+}
+
+fn owner(tree: &Tree, refusals: &mut Vec<Refusal>) {
+    let me = rustix::process::geteuid().as_raw();
+    let other = tree.processes.iter().find(|process| process.credentials.uids.iter().any(|uid| *uid != me));
+    if let Some(process) = other
+        && me != 0
+    {
+        refusals.push(refusal(
+            "the image",
+            format!("it is of a program of user {}, and you are user {me}", process.credentials.uids[0]),
+            "only its own user or root can restart it",
+        ));
+    }
+}
+
+/// A thread inside the vdso can only go on under the kernel that made it.
+fn kernel(tree: &Tree, refusals: &mut Vec<Refusal>) -> Result<(), EngineError> {
+    if crate::memory::vdso::own()? == tree.vdso && !faults::asked("other-vdso") {
+        return Ok(());
+    }
+    for process in &tree.processes {
+        let inside = |thread: &&crate::threads::State| crate::memory::vdso::holds(&process.memory.areas, thread.registers.rip);
+        if let Some(thread) = process.threads.iter().find(inside) {
+            let reason = "it was stopped inside the vdso, the code of a kernel that is not this host's".to_owned();
+            let hint = "restart an earlier or later checkpoint, or this one under the kernel that it was made under";
+            refusals.push(Refusal {
+                pid: Some(process.pid),
+                process: process.name(),
+                ..refusal(&format!("thread {}", thread.virtual_tid), reason, hint)
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Descriptor numbers of what the restoring supervisor maps into processes: the same in all of them.
+struct Numbers {
+    first_free: RawFd,
+    files: RawFd,
+    shared: RawFd,
+    executables: RawFd,
+    end: RawFd,
+}
+
+impl Numbers {
+    fn of(tree: &Tree) -> Numbers {
+        let tables: Vec<_> = tree.processes.iter().map(|process| process.descriptors.clone()).collect();
+        let first_free = descriptors::first_free(&tables, &tree.descriptions);
+        // The descriptions themselves, and what the modules of the kinds need beside them, lie below.
+        let files = first_free + 2 * tree.descriptions.len() as RawFd + 64;
+        let shared = files + tree.files.len() as RawFd;
+        let executables = shared + tree.shared.len() as RawFd;
+        Numbers { first_free, files, shared, executables, end: executables + tree.processes.len() as RawFd }
+    }
+
+    fn keep(&self) -> Vec<RawFd> {
+        (self.files..self.end).collect()
+    }
 }
 
 /// Carries out `plan`. The caller has one thread. `front` is the keeper's line to the process in the foreground
@@ -76,6 +236,317 @@ pub fn execute(
     front: OwnedFd,
     progress: &dyn Progress,
 ) -> Result<Job, EngineError> {
-    let _ = (image, plan, options, front, progress);
-    Err(EngineError::Failed("not built".into()))
+    let loader = Loader(image);
+    progress.step(Step::Files);
+    faults::pass("files")?;
+    let ready = file_policy::apply(&plan.files, &plan.tree.files, &loader)?;
+    faults::pass("skeleton")?;
+    progress.step(Step::Skeleton);
+    let outcome = start(image, &plan, &options, front, &ready, progress);
+    if outcome.is_err() {
+        keeper::kill_descendants();
+    }
+    ready.finish();
+    outcome
+}
+
+fn start(
+    image: &Image,
+    plan: &Plan,
+    options: &Options,
+    front: OwnedFd,
+    ready: &ReadyFiles,
+    progress: &dyn Progress,
+) -> Result<Job, EngineError> {
+    let tree = &*plan.tree;
+    let births = Births::plan(tree);
+    let numbers = Numbers::of(tree);
+    raise_descriptor_limit(numbers.end)?;
+    let (events, keeper_end) = keeper::line().context(|| "making the keeper's line".into())?;
+    let (reports, report) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .context(|| "making a pipe".into())?;
+    let stdio = own_stdio();
+    let board = Board::new().context(|| "sharing memory".into())?;
+    // Orphans of the namespace's making come to the supervisor.
+    let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
+    let maker = Maker {
+        image,
+        plan,
+        options,
+        births: &births,
+        numbers: &numbers,
+        board,
+        ids: IdSource::new(plan.strategy, births.wanted(tree)),
+        ready,
+        stdio: &stdio,
+        front: &front,
+        supervisor: &keeper_end,
+        report: report.as_fd(),
+    };
+    match process::fork().context(|| "starting the keeper".into())? {
+        Fork::Child => maker.first(),
+        Fork::Parent(_) => {}
+    }
+    drop((keeper_end, report, front));
+    let mut notes = await_skeleton(File::from(reports), tree.processes.len())?;
+    faults::pass("revive")?;
+    let revived = revive::revive(image, plan, &numbers, options, progress, &mut notes)?;
+    faults::pass("started")?;
+    for note in &notes {
+        progress.note(note);
+    }
+    // The keeper waits for this word before it serves: until then it would take the supervisor's end for a failure.
+    keeper::Command::Release.send(events.as_fd()).context(|| "waking the keeper".into())?;
+    Ok(Job {
+        keeper: revived.keeper,
+        root: revived.root,
+        virtual_root: tree.root,
+        stdio,
+        events,
+        requester: revived.requester,
+        memory: Memory { sleeping: revived.sleeping, ..Memory::default() },
+    })
+}
+
+fn raise_descriptor_limit(end: RawFd) -> Result<(), EngineError> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    let need = end as u64 + 64;
+    if now.current.is_none_or(|soft| soft >= need) {
+        return Ok(());
+    }
+    if now.maximum.is_some_and(|hard| hard < need) {
+        return Err(EngineError::Failed(format!(
+            "the program has so many descriptors that restoring it needs {need}, but the limit is {} (ulimit -Hn)",
+            now.maximum.unwrap_or(0)
+        )));
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: Some(need), maximum: now.maximum })
+        .context(|| "raising the descriptor limit".into())
+}
+
+/// Reads the report until every living process is ready; returns the notes.
+fn await_skeleton(mut reports: File, processes: usize) -> Result<Vec<String>, EngineError> {
+    let mut text = String::new();
+    let mut buffer = [0u8; 4096];
+    loop {
+        let lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n')).map(str::trim_end);
+        let (mut ready, mut notes, mut failures) = (0, Vec::new(), Vec::new());
+        for line in lines {
+            match (line, line.strip_prefix(skeleton::NOTE)) {
+                (skeleton::READY, _) => ready += 1,
+                (_, Some(note)) => notes.push(note.to_owned()),
+                (failure, None) => failures.push(failure.to_owned()),
+            }
+        }
+        if ready == processes {
+            return Ok(notes);
+        }
+        let n = reports.read(&mut buffer).context(|| "hearing from the new processes".into())?;
+        if n == 0 || !failures.is_empty() {
+            // The others give up because of the first: what they say adds nothing.
+            let first = failures.first().cloned();
+            return Err(EngineError::Failed(first.unwrap_or_else(|| "the new processes died".into())));
+        }
+        text.push_str(&String::from_utf8_lossy(&buffer[..n]));
+    }
+}
+
+/// Makes the keeper and the skeleton: everything that runs in forked copies.
+struct Maker<'a> {
+    image: &'a Image,
+    plan: &'a Plan,
+    options: &'a Options,
+    births: &'a Births,
+    numbers: &'a Numbers,
+    board: Board,
+    ids: IdSource,
+    ready: &'a ReadyFiles,
+    stdio: &'a [Option<OwnedFd>; 3],
+    front: &'a OwnedFd,
+    supervisor: &'a OwnedFd,
+    report: BorrowedFd<'a>,
+}
+
+impl Maker<'_> {
+    /// Runs in the first forked copy; its end is a process's end.
+    fn first(&self) -> ! {
+        let _ = signal::set_mask(SignalSet::ALL);
+        for signal in 1..=64 {
+            let _ = signal::set_default(signal);
+        }
+        let result = match self.plan.strategy {
+            Strategy::Namespaces => self.make_world(),
+            Strategy::Privileged | Strategy::Burn => self.make_keeper(),
+        };
+        self.end(result)
+    }
+
+    fn end(&self, result: Result<(), EngineError>) -> ! {
+        if let Err(error) = &result {
+            let _ = rustix::io::write(self.report, format!("{}\n", error.to_string().replace('\n', "; ")).as_bytes());
+            self.board.fail();
+        }
+        process::exit_now(i32::from(result.is_err()))
+    }
+
+    fn note(&self, note: &str) {
+        let _ = rustix::io::write(self.report, format!("{}{note}\n", skeleton::NOTE).as_bytes());
+    }
+
+    /// Forks and runs `child` in the child, which then ends.
+    fn fork(&self, want: Option<Pid>, child: impl FnOnce() -> Result<(), EngineError>) -> Result<Pid, EngineError> {
+        match process::fork_with(want, 0).context(|| "making a process".into())? {
+            Fork::Child => self.end(child()),
+            Fork::Parent(pid) => Ok(pid),
+        }
+    }
+
+    fn make_world(&self) -> Result<(), EngineError> {
+        let mut notes = Vec::new();
+        world::enter(&self.plan.tree.clocks, &mut notes)?;
+        for note in notes {
+            self.note(&note);
+        }
+        self.fork(None, || self.be_init())?;
+        Ok(())
+    }
+
+    /// The first process of the pid namespace: makes the keeper in the session and group that it had, and waits for its end,
+    /// which takes everything with it.
+    fn be_init(&self) -> Result<(), EngineError> {
+        if let Err(error) = world::mount_proc() {
+            self.note(&format!("/proc shows the host's process ids ({error}): the program may not find itself there"));
+        }
+        let tree = &self.plan.tree;
+        let lead_session = || -> Result<(), EngineError> {
+            process::new_session().context(|| "making a session".into())?;
+            if let Some(terminal) = &self.options.terminal {
+                rustix::process::ioctl_tiocsctty(terminal).context(|| "taking the terminal".into())?;
+            }
+            let lead_group = || -> Result<(), EngineError> {
+                if process::own_id() == tree.outer_group && tree.outer_group != tree.outer_session {
+                    process::set_group(Pid(0)).context(|| "making a process group".into())?;
+                }
+                let keeper = self.fork(Some(tree.keeper), || self.make_keeper())?;
+                let _ = keeper;
+                Ok(())
+            };
+            if tree.outer_group == tree.outer_session || tree.outer_group.0 == 0 {
+                lead_group()
+            } else {
+                self.fork(Some(tree.outer_group), lead_group).map(drop)
+            }
+        };
+        let session = (tree.outer_session.0 != 0).then_some(tree.outer_session);
+        self.fork(session, lead_session)?;
+        loop {
+            match process::wait(Pid(-1), 0).context(|| "waiting for the keeper".into())? {
+                process::Waited::NoChildren => return Ok(()),
+                process::Waited::Child(..) | process::Waited::Nothing => {}
+            }
+        }
+    }
+
+    /// In the keeper: opens everything, makes the processes, and serves.
+    fn make_keeper(&self) -> Result<(), EngineError> {
+        keeper::become_keeper();
+        let tree = &self.plan.tree;
+        let loader = Loader(self.image);
+        let context = context(self.options, &loader, Some(self.ready), self.stdio, self.numbers.first_free);
+        // What this process itself needs must not be in the way of the program's numbers.
+        let high = |fd: BorrowedFd<'_>| {
+            rustix::io::fcntl_dupfd_cloexec(fd, self.numbers.end).context(|| "duplicating a descriptor".into())
+        };
+        let (front, supervisor, report) =
+            (high(self.front.as_fd())?, high(self.supervisor.as_fd())?, high(self.report)?);
+        let opened = descriptors::open_all(&tree.descriptions, &context)?;
+        for note in &opened.notes {
+            self.note(note);
+        }
+        let mapped = self.open_mapped(&opened, &loader)?;
+        let keep = self.numbers.keep();
+        let skeleton = Skeleton {
+            tree,
+            births: self.births,
+            board: self.board,
+            ids: &self.ids,
+            opened: &opened,
+            first_free: self.numbers.first_free,
+            keep: &keep,
+            report: report.as_fd(),
+        };
+        skeleton.make()?;
+        drop((mapped, opened));
+        self.close_all_but(&[front.as_raw_fd(), supervisor.as_raw_fd()]);
+        self.await_word(&supervisor)?;
+        keeper::serve(&front, &supervisor, tree.root)
+    }
+
+    /// Closes everything that the keeper does not need: it would keep pipes of the program open.
+    fn close_all_but(&self, keep: &[RawFd]) {
+        for fd in stasis_sys::descriptor::open_descriptors().unwrap_or_default() {
+            if fd > 2 && !keep.contains(&fd) {
+                stasis_sys::descriptor::close(fd);
+            }
+        }
+    }
+
+    /// Waits until the supervisor has filled the processes with life; when it dies instead, they die.
+    fn await_word(&self, supervisor: &OwnedFd) -> Result<(), EngineError> {
+        let mut buffer = [0u8; keeper::MESSAGE_LEN];
+        match rustix::net::recv(supervisor, &mut buffer, rustix::net::RecvFlags::empty()) {
+            Ok((n, _)) if n > 0 => Ok(()),
+            _ => {
+                keeper::kill_descendants();
+                process::exit_now(1)
+            }
+        }
+    }
+
+    /// Opens what is mapped, on the numbers that the supervisor will use.
+    fn open_mapped(&self, opened: &descriptors::Opened, loader: &Loader<'_>) -> Result<Vec<OwnedFd>, EngineError> {
+        use crate::contents::{ContentId, ContentLoader};
+        use crate::file_policy::FileIndex;
+        use rustix::fs::OFlags;
+        let tree = &self.plan.tree;
+        let mut kept = Vec::new();
+        let place = |fd: BorrowedFd<'_>, number: RawFd| {
+            stasis_sys::descriptor::duplicate_to(fd, number, true).context(|| format!("making descriptor {number}"))
+        };
+        for (n, record) in tree.files.iter().enumerate() {
+            if !(record.uses.mapped || record.uses.mapped_shared_writable) {
+                continue;
+            }
+            let access = if record.uses.mapped_shared_writable { OFlags::RDWR } else { OFlags::RDONLY };
+            let fd = self.ready.open(FileIndex(n as u32), access | OFlags::CLOEXEC)?;
+            kept.push(place(fd.as_fd(), self.numbers.files + n as RawFd)?);
+        }
+        for (n, object) in tree.shared.iter().enumerate() {
+            let number = self.numbers.shared + n as RawFd;
+            if let Some(fd) = object.description.and_then(|id| opened.fd(id)) {
+                kept.push(place(fd, number)?);
+                continue;
+            }
+            let name = String::from_utf8_lossy(&object.name);
+            let name = name.trim_end_matches(" (deleted)").trim_start_matches("/memfd:");
+            let name = name.rsplit('/').next().unwrap_or(name);
+            let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC).context(|| "making shared memory".into())?;
+            rustix::fs::ftruncate(&fd, object.len).context(|| "making shared memory".into())?;
+            let file = File::from(fd);
+            if let Some(contents) = object.contents {
+                loader.load_into(ContentId(contents), &file)?;
+            }
+            kept.push(place(file.as_fd(), number)?);
+        }
+        for (n, process) in tree.processes.iter().enumerate() {
+            use std::os::unix::ffi::OsStrExt;
+            let path = std::path::Path::new(std::ffi::OsStr::from_bytes(&process.memory.layout.executable));
+            // A program whose file is gone runs on without its name in /proc/PID/exe.
+            if let Ok(file) = File::open(path) {
+                kept.push(place(file.as_fd(), self.numbers.executables + n as RawFd)?);
+            }
+        }
+        Ok(kept)
+    }
 }

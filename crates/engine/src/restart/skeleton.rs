@@ -41,7 +41,9 @@ pub struct Skeleton<'a> {
     pub report: BorrowedFd<'a>,
 }
 
-/// A line of the report.
+/// What a line of the report that is no failure begins with.
+pub const NOTE: &str = "note: ";
+/// The line of a process that is ready.
 pub const READY: &str = "ready";
 
 impl Skeleton<'_> {
@@ -105,7 +107,8 @@ impl Skeleton<'_> {
 
     /// Reports a failure and tells all others to give up.
     pub fn complain(&self, error: &EngineError) {
-        let _ = rustix::io::write(self.report, format!("{error}\n").as_bytes());
+        let text = error.to_string().replace('\n', "; ");
+        let _ = rustix::io::write(self.report, format!("{text}\n").as_bytes());
         self.board.fail();
     }
 

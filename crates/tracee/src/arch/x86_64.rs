@@ -102,6 +102,14 @@ impl Registers {
 /// The `syscall` instruction.
 pub const SYSCALL: [u8; 2] = [0x0f, 0x05];
 
+/// Code that jumps to `target` and spoils no register that a call preserves: `movabs $target, %rax; jmp *%rax`.
+#[must_use]
+pub fn jump_to(target: u64) -> [u8; 12] {
+    let mut code = [0x48, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xe0];
+    code[2..10].copy_from_slice(&target.to_le_bytes());
+    code
+}
+
 /// One past the highest address of a user process with four-level page tables.
 pub const TASK_SIZE: u64 = 0x7fff_ffff_f000;
 

@@ -1,0 +1,276 @@
+//! Turning the skeleton into the program: memory, threads, registers, and then all at once: go.
+
+use super::fill;
+use super::{Numbers, Options, Plan, Strategy};
+use crate::calls::Calls;
+use crate::error::Context;
+use crate::memory::restore::{self as areas, Descriptors, Places};
+use crate::memory::{layout, vdso};
+use crate::model::{Process, Tree};
+use crate::progress::{Progress, Step};
+use crate::timed_calls::{self, Sleeping};
+use crate::{EngineError, attributes, credentials, faults, maps, signals, threads, timers, tree};
+use stasis_image::{Image, ObjectId};
+use stasis_sys::Pid;
+use stasis_tracee::{Born, Memory, Registers, Running, Stopped};
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+/// What a restart has made.
+pub struct Revived {
+    /// The keeper (the supervisor's number).
+    pub keeper: Pid,
+    /// The root (the supervisor's number).
+    pub root: Pid,
+    /// The process that waits for an answer (the supervisor's number).
+    pub requester: Option<Pid>,
+    /// Threads that sleep with a time limit.
+    pub sleeping: HashMap<Pid, Sleeping>,
+}
+
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+
+/// A process on its way.
+struct Reviving<'a> {
+    saved: &'a Process,
+    pid: Pid,
+    calls: Calls<'a>,
+    places: Places,
+}
+
+/// Brings the skeleton below this process to life.
+///
+/// # Errors
+/// When a step fails: the caller kills the skeleton.
+pub fn revive(
+    image: &Image,
+    plan: &Plan,
+    numbers: &Numbers,
+    options: &Options,
+    progress: &dyn Progress,
+    notes: &mut Vec<String>,
+) -> Result<Revived, EngineError> {
+    let saved = &*plan.tree;
+    let hosts = host_ids(plan.strategy);
+    let find = |pid: Pid| {
+        hosts.get(&pid).copied().ok_or_else(|| EngineError::Failed(format!("process {pid} was not made")))
+    };
+    let pids: Vec<Pid> = saved.processes.iter().map(|process| find(process.pid)).collect::<Result<_, _>>()?;
+    check_relations(saved, &pids, &hosts)?;
+    let memories: Vec<Memory> = pids
+        .iter()
+        .map(|pid| Memory::open(*pid).context(|| format!("opening the memory of process {pid}")))
+        .collect::<Result<_, _>>()?;
+    progress.step(Step::Memory);
+    let mut reviving = Vec::new();
+    let mut same_vdso = true;
+    for ((process, pid), memory) in saved.processes.iter().zip(&pids).zip(&memories) {
+        let (one, same) = prepare(saved, process, *pid, memory, numbers)?;
+        same_vdso &= same;
+        reviving.push(one);
+    }
+    faults::pass("mapped")?;
+    let objects: HashMap<ObjectId, &Memory> =
+        saved.processes.iter().map(|process| ObjectId(process.memory.contents)).zip(&memories).collect();
+    fill::fill(image, &objects, options.threads, progress)?;
+    faults::pass("filled")?;
+    progress.step(Step::Threads);
+    let mut sleeping = HashMap::new();
+    let mut ready: Vec<Stopped> = Vec::new();
+    let may_name_executable = plan.strategy != Strategy::Burn;
+    for (n, one) in reviving.into_iter().enumerate() {
+        let executable = may_name_executable.then_some(numbers.executables + n as i32);
+        let context = Finishing { saved, numbers, executable, same_vdso };
+        ready.extend(context.finish(one, &mut sleeping, notes)?);
+    }
+    for (process, pid) in saved.processes.iter().zip(&pids) {
+        attributes::restore_from_outside(&process.attributes, *pid, process.pid, notes);
+    }
+    faults::pass("ready")?;
+    progress.step(Step::Start);
+    for thread in ready {
+        thread.detach()?;
+    }
+    let keeper = find(saved.keeper)
+        .or_else(|error| tree::Stat::read(pids[0]).map(|stat| stat.parent).ok_or(error))?;
+    Ok(Revived {
+        keeper,
+        root: find(saved.root).unwrap_or(keeper),
+        requester: saved.requester.and_then(|pid| hosts.get(&pid).copied()),
+        sleeping,
+    })
+}
+
+/// The supervisor's number of every process below it, by the program's.
+fn host_ids(strategy: Strategy) -> HashMap<Pid, Pid> {
+    let below = tree::descendants(Pid::current());
+    let inner = |pid: &Pid| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let ids = tree::status_field(&status, "NSpid")?.split_ascii_whitespace().count();
+        // The namespace's own processes have one number more than the supervisor's helpers.
+        (strategy != Strategy::Namespaces || ids > own_depth()).then(|| tree::innermost_id(&status)).flatten()
+    };
+    below.iter().filter_map(|pid| Some((inner(pid)?, *pid))).collect()
+}
+
+fn own_depth() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    tree::status_field(&status, "NSpid").map_or(1, |ids| ids.split_ascii_whitespace().count())
+}
+
+/// Whether parents came out as they were: the program would notice.
+fn check_relations(saved: &Tree, pids: &[Pid], hosts: &HashMap<Pid, Pid>) -> Result<(), EngineError> {
+    for (process, pid) in saved.processes.iter().zip(pids) {
+        let Some(stat) = tree::Stat::read(pid) else { return Err(EngineError::Gone) };
+        let wanted = hosts.get(&process.parent);
+        if process.parent != saved.keeper && wanted != Some(&stat.parent) {
+            return Err(EngineError::Failed(format!(
+                "process {} could not be made a child of process {}",
+                process.pid, process.parent
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Takes hold of a new process, throws its memory away and maps the saved areas.
+fn prepare<'a>(
+    tree: &'a Tree,
+    saved: &'a Process,
+    pid: Pid,
+    memory: &'a Memory,
+    numbers: &Numbers,
+) -> Result<(Reviving<'a>, bool), EngineError> {
+    let running = Running::seize_unfinished(pid)?;
+    running.interrupt()?;
+    let stopped = running.wait(STOP_LIMIT, &mut Born::default())?;
+    let now = maps::read(pid)?;
+    let same_vdso = !faults::asked("other-vdso") && vdso::contents(&now, memory)? == tree.vdso;
+    let mut places = areas::places(&saved.memory, &now)?;
+    let instruction = vdso::syscall_instruction(&now, memory)?;
+    let rseq = stopped.rseq()?;
+    let mut calls = Calls::begin(stopped, instruction, false, memory, places.scratch)?;
+    if let Some(rseq) = rseq {
+        const UNREGISTER: u64 = 1;
+        let arguments = [rseq.pointer, u64::from(rseq.size), UNREGISTER, u64::from(rseq.signature)];
+        calls.call("rseq", libc::SYS_rseq, &arguments)?;
+    }
+    areas::clear(&mut places, &mut calls)?;
+    let descriptors = Descriptors { files: numbers.files, shared: numbers.shared };
+    areas::map_areas(&saved.memory, &descriptors, &mut calls)?;
+    Ok((Reviving { saved, pid, calls, places }, same_vdso))
+}
+
+/// What the last part of a process's revival needs to know.
+struct Finishing<'a> {
+    saved: &'a Tree,
+    numbers: &'a Numbers,
+    executable: Option<i32>,
+    same_vdso: bool,
+}
+
+impl Finishing<'_> {
+    fn finish(
+        &self,
+        one: Reviving<'_>,
+        sleeping: &mut HashMap<Pid, Sleeping>,
+        notes: &mut Vec<String>,
+    ) -> Result<Vec<Stopped>, EngineError> {
+        let Reviving { saved, pid, mut calls, places } = one;
+        areas::finish_areas(&saved.memory, &places, self.same_vdso, &mut calls, notes)?;
+        if !self.same_vdso {
+            vdso::redirect(&self.saved.vdso, &saved.memory.areas, &places, &mut calls)?;
+        }
+        let named = layout::restore_remotely(&saved.memory.layout, self.executable, &mut calls)?;
+        if !named {
+            notes.push(format!("/proc/{}/exe shows stasis: this host does not let it be set", saved.pid));
+        }
+        calls.call("close_range", libc::SYS_close_range, &[self.numbers.first_free as u64, u64::from(u32::MAX), 0])?;
+        attributes::restore_remotely(&saved.attributes, &mut calls)?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context(|| format!("reading process {pid}"))?;
+        let now = credentials::capture(&status);
+        let memory = calls.memory;
+        let scratch = calls.scratch;
+        let mut others = self.make_threads(saved, &mut calls, memory, scratch)?;
+        // The first thread made the others; where it had ended, the first that lived takes its part.
+        let mut first = if saved.leader_exited {
+            let next = others.remove(0);
+            calls.remote.exit()?;
+            next
+        } else {
+            calls
+        };
+        signals::restore_actions(&saved.signals, &mut first)?;
+        timers::restore_remotely(&saved.timers, &mut first)?;
+        let mut all = vec![first];
+        all.append(&mut others);
+        let mut ends = Vec::new();
+        for (state, calls) in saved.threads.iter().zip(&mut all) {
+            threads::restore_remotely(state, calls, notes)?;
+            credentials::restore_remotely(&saved.credentials, &now, calls)?;
+            signals::requeue_to_thread(&state.pending, saved.pid, state.virtual_tid, calls)?;
+            if let Some(call) = state.timed_call {
+                let since = Instant::now().checked_sub(call.slept).unwrap_or_else(Instant::now);
+                let known = Sleeping { number: call.number, arguments: call.arguments, since };
+                sleeping.insert(calls.remote.tid(), known);
+            }
+        }
+        signals::requeue_shared(&saved.signals.pending, saved.pid, &mut all[0])?;
+        attributes::restore_dumpable(&saved.attributes, &mut all[0])?;
+        for (state, calls) in saved.threads.iter().zip(&mut all) {
+            ends.push(timed_calls::resume_registers(&state.registers, state.timed_call.as_ref(), calls)?);
+        }
+        self.let_go(saved, all, &ends)
+    }
+
+    /// Gives every thread its registers and mask: from here on each would run as the program.
+    fn let_go(&self, saved: &Process, all: Vec<Calls<'_>>, ends: &[Registers]) -> Result<Vec<Stopped>, EngineError> {
+        let mut stopped = Vec::with_capacity(all.len());
+        let last = all.len() - 1;
+        for (n, ((mut calls, registers), state)) in all.into_iter().zip(ends).zip(&saved.threads).enumerate() {
+            if n == last {
+                calls.unmap_scratch()?;
+            }
+            let mut thread = calls.remote.finish_with(registers, state.mask)?;
+            thread.set_xstate(&state.xstate)?;
+            stopped.push(thread);
+        }
+        Ok(stopped)
+    }
+
+    /// Makes all threads but the first.
+    fn make_threads<'a>(
+        &self,
+        saved: &Process,
+        calls: &mut Calls<'a>,
+        memory: &'a Memory,
+        scratch: u64,
+    ) -> Result<Vec<Calls<'a>>, EngineError> {
+        const FLAGS: i32 = libc::CLONE_VM
+            | libc::CLONE_FS
+            | libc::CLONE_FILES
+            | libc::CLONE_SIGHAND
+            | libc::CLONE_THREAD
+            | libc::CLONE_SYSVSEM;
+        /// Offset of the id in the scratch page, behind `struct clone_args`.
+        const ID_AT: u64 = 128;
+        let skip = usize::from(!saved.leader_exited);
+        let instruction = calls.remote.instruction();
+        let mut made = Vec::new();
+        for state in saved.threads.iter().skip(skip) {
+            let id_at = calls.put_at(ID_AT, &state.virtual_tid.0.to_le_bytes())?;
+            let mut arguments = [0u64; 11];
+            arguments[0] = FLAGS as u64;
+            arguments[8] = id_at;
+            arguments[9] = 1;
+            let bytes: Vec<u8> = arguments.iter().flat_map(|word| word.to_le_bytes()).collect();
+            let address = calls.put(&bytes)?;
+            let tid = calls.remote.clone_call("clone3", libc::SYS_clone3, &[address, bytes.len() as u64]).map_err(
+                |error| EngineError::Failed(format!("making thread {}: {error}", state.virtual_tid)),
+            )?;
+            let stopped = Running::born(tid).wait(STOP_LIMIT, &mut Born::default())?;
+            made.push(Calls::join(stopped, instruction, false, memory, scratch)?);
+        }
+        Ok(made)
+    }
+}
