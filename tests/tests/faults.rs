@@ -266,7 +266,7 @@ fn a_full_disk() {
         no_partial(&sandbox);
         goes_on(&mut job);
     }
-    assert_eq!(sandbox.all_images(), [first.clone()]);
+    assert_eq!(sandbox.all_images(), std::slice::from_ref(&first));
     job.kill_all();
     sandbox
         .stasis(["verify".as_ref(), first.as_os_str()])
