@@ -102,10 +102,14 @@ impl ContentLoader for Loader<'_> {
         let (mut saved, mut found) = (Vec::new(), Vec::new());
         let mut at = 0;
         for extent in self.0.extents(ObjectId(content.0)) {
-            if !is_zero(file, at..extent.offset, &mut found).context(comparing)? {
+            if !is_zero(file, at..extent.offset.min(len), &mut found).context(comparing)? {
                 return Ok(false);
             }
+            if extent.offset >= len {
+                return Ok(true);
+            }
             self.0.read_extent(extent, &mut saved)?;
+            saved.truncate((len - extent.offset).min(saved.len() as u64) as usize);
             found.resize(saved.len(), 0);
             if FileExt::read_exact_at(file, &mut found, extent.offset).is_err() || found != saved {
                 return Ok(false);

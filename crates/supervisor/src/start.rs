@@ -2,7 +2,7 @@
 
 use crate::line::{self, ToFront, fitting};
 use crate::serve::{self, Service};
-use crate::{Error, Settings};
+use crate::{Error, Settings, runtime_dir};
 use rustix::process::{Signal, set_parent_process_death_signal, setsid};
 use stasis_engine::keeper::{self, Inherited};
 use stasis_engine::progress::{Progress, Step};
@@ -13,6 +13,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -79,7 +80,7 @@ pub(crate) fn become_supervisor(
                 job: started.job,
                 restarted_from: started.from,
                 waiting: started.waiting,
-                socket: started.socket,
+                runtime_dir: started.runtime_dir,
                 settings,
                 front,
             }),
@@ -104,8 +105,8 @@ pub(crate) fn become_supervisor(
 
 struct Started {
     job: Job,
-    socket: serve::Socket,
-    from: Option<std::path::PathBuf>,
+    runtime_dir: PathBuf,
+    from: Option<PathBuf>,
     waiting: Vec<stasis_sys::Pid>,
 }
 
@@ -116,26 +117,21 @@ fn begin(
     keeper: OwnedFd,
     front: &OwnedFd,
 ) -> Result<Started, Failure> {
-    let socket = serve::prepare().map_err(|error| Failure::own(&error))?;
+    let runtime_dir = runtime_dir::for_supervisor().map_err(|error| Failure::own(&error))?;
     let (job, from) = match start {
         Start::Launch(argv) => {
-            let job = keeper::launch(&argv, keeper, inherited).map_err(|error| {
-                socket.remove();
-                launch_failure(&error, settings)
-            })?;
+            let job = keeper::launch(&argv, keeper, inherited)
+                .map_err(|error| launch_failure(&error, settings))?;
             (job, None)
         }
         Start::Restart { image, options } => {
             // Until the job runs, whoever kills the front wants nothing of it to remain.
             let _ = set_parent_process_death_signal(Some(Signal::KILL));
             let from = image.path().to_owned();
-            let job = restart(&image, options, keeper, front).map_err(|error| {
-                socket.remove();
-                Failure {
-                    code: OWN_FAILURE,
-                    damaged: is_damage(&error),
-                    message: format!("cannot restart from {}: {error}", from.display()),
-                }
+            let job = restart(&image, options, keeper, front).map_err(|error| Failure {
+                code: OWN_FAILURE,
+                damaged: is_damage(&error),
+                message: format!("cannot restart from {}: {error}", from.display()),
             })?;
             let _ = set_parent_process_death_signal(None);
             (job, Some(from))
@@ -147,7 +143,7 @@ fn begin(
     let waiting = job.requester.into_iter().collect();
     Ok(Started {
         job,
-        socket,
+        runtime_dir,
         from,
         waiting,
     })

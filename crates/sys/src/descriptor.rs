@@ -1,7 +1,131 @@
-//! Descriptors as a whole.
+//! Descriptors by number, owners of their signals, and status flags that a restored description gets.
+//!
+//! These calls act on numbers that no Rust value owns: they are for a process that is being made into somebody else's
+//! copy, where the numbers themselves are the state.
 
+use crate::Pid;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+
+fn check(rc: libc::c_int) -> io::Result<libc::c_int> {
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(rc)
+    }
+}
+
+/// Makes descriptor `to` refer to what `from` refers to (`dup3(2)`), closing what it was. The caller has to know that
+/// no value in this process owns `to`.
+///
+/// # Errors
+/// `EBADF` when `to` is beyond the descriptor limit, `EINVAL` when both are the same.
+pub fn duplicate_to(from: RawFd, to: RawFd, close_on_exec: bool) -> io::Result<()> {
+    let flags = if close_on_exec { libc::O_CLOEXEC } else { 0 };
+    // SAFETY: dup3 takes numbers only; that nothing owns `to` is asked of the caller.
+    check(unsafe { libc::dup3(from, to, flags) }).map(drop)
+}
+
+/// Closes every descriptor from `first` to `last`, both included (`close_range(2)`). The caller has to know that no
+/// value in this process owns any of them, or that it will not be used again.
+///
+/// # Errors
+/// `EINVAL` when `first` is above `last`.
+pub fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
+    // SAFETY: numbers only; ownership is asked of the caller.
+    let rc = unsafe { libc::syscall(libc::SYS_close_range, first as u32, last as u32, 0u32) };
+    check(rc as libc::c_int).map(drop)
+}
+
+/// Whether descriptor `fd` is open in this process.
+#[must_use]
+pub fn is_open(fd: RawFd) -> bool {
+    // SAFETY: F_GETFD takes no pointer.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+}
+
+/// Whom a description's signals go to (`F_SETOWN_EX` of `fcntl(2)`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// Nobody.
+    None,
+    /// A thread.
+    Thread(Pid),
+    /// A process.
+    Process(Pid),
+    /// A process group.
+    Group(Pid),
+}
+
+/// `struct f_owner_ex` of `asm-generic/fcntl.h`.
+#[repr(C)]
+struct OwnerEx {
+    kind: libc::c_int,
+    pid: libc::pid_t,
+}
+
+const F_SETOWN_EX: libc::c_int = 15;
+const F_GETOWN_EX: libc::c_int = 16;
+const F_SETSIG: libc::c_int = 10;
+const F_GETSIG: libc::c_int = 11;
+
+/// Who gets the signals, in the numbers of the calling process's pid namespace.
+///
+/// # Errors
+/// `EBADF` for an `O_PATH` descriptor.
+pub fn owner(fd: BorrowedFd<'_>) -> io::Result<Owner> {
+    let mut owner = OwnerEx { kind: 0, pid: 0 };
+    // SAFETY: the pointer is to a live structure that the kernel fills.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), F_GETOWN_EX, &raw mut owner) })?;
+    Ok(match (owner.kind, owner.pid) {
+        (_, 0) => Owner::None,
+        (0, pid) => Owner::Thread(Pid(pid)),
+        (1, pid) => Owner::Process(Pid(pid)),
+        (_, pid) => Owner::Group(Pid(pid)),
+    })
+}
+
+/// Says who gets the signals.
+///
+/// # Errors
+/// `ESRCH` when there is no such process.
+pub fn set_owner(fd: BorrowedFd<'_>, owner: Owner) -> io::Result<()> {
+    let owner = match owner {
+        Owner::None => OwnerEx { kind: 1, pid: 0 },
+        Owner::Thread(pid) => OwnerEx {
+            kind: 0,
+            pid: pid.0,
+        },
+        Owner::Process(pid) => OwnerEx {
+            kind: 1,
+            pid: pid.0,
+        },
+        Owner::Group(pid) => OwnerEx {
+            kind: 2,
+            pid: pid.0,
+        },
+    };
+    // SAFETY: the pointer is to a live structure that the kernel reads.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), F_SETOWN_EX, &raw const owner) }).map(drop)
+}
+
+/// The signal that is sent when input or output becomes possible; 0 is SIGIO without particulars.
+///
+/// # Errors
+/// `EBADF` for an `O_PATH` descriptor.
+pub fn signal(fd: BorrowedFd<'_>) -> io::Result<i32> {
+    // SAFETY: F_GETSIG takes no pointer.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), F_GETSIG) })
+}
+
+/// Sets that signal.
+///
+/// # Errors
+/// `EINVAL` for a number that is no signal.
+pub fn set_signal(fd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: F_SETSIG takes a number.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), F_SETSIG, signal) }).map(drop)
+}
 
 /// Closes every descriptor of the process from `first` upwards (`close_range(2)`).
 ///
@@ -20,21 +144,6 @@ pub fn close_from(first: u32) -> io::Result<()> {
     }
 }
 
-/// Makes `number` a duplicate of `fd`, whatever it was before (`dup3(2)`), and owns it.
-///
-/// # Errors
-/// `EBADF` beyond the descriptor limit; `EINVAL` when both are the same number.
-pub fn duplicate_to(fd: BorrowedFd<'_>, number: RawFd, close_on_exec: bool) -> io::Result<OwnedFd> {
-    let flags = if close_on_exec { libc::O_CLOEXEC } else { 0 };
-    // SAFETY: dup3 takes no pointers; a descriptor of this number that something else owned is the caller's to give up.
-    let rc = unsafe { libc::dup3(fd.as_raw_fd(), number, flags) };
-    if rc < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just made this descriptor, and nothing else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(rc) })
-}
-
 /// The numbers of all open descriptors of the calling process.
 ///
 /// # Errors
@@ -48,4 +157,24 @@ pub fn open_descriptors() -> io::Result<Vec<RawFd>> {
 pub fn close(number: RawFd) {
     // SAFETY: close takes no pointers; that nothing uses the descriptor afterwards is what the caller wants.
     unsafe { libc::close(number) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn owner_and_signal_come_back() {
+        let file = File::open("/dev/null").expect("opens");
+        assert_eq!(owner(file.as_fd()).expect("readable"), Owner::None);
+        set_owner(file.as_fd(), Owner::Process(Pid::current())).expect("settable");
+        set_signal(file.as_fd(), 34).expect("settable");
+        assert_eq!(
+            owner(file.as_fd()).expect("readable"),
+            Owner::Process(Pid::current())
+        );
+        assert_eq!(signal(file.as_fd()).expect("readable"), 34);
+    }
 }

@@ -6,14 +6,19 @@
 
 pub mod board;
 pub mod descriptor;
+pub mod epoll;
 pub mod id;
 pub mod lock;
 pub mod namespace;
+pub mod kcmp;
 pub mod pagemap;
+pub mod pidfd;
 pub mod process;
 pub mod signal;
 pub mod socket;
 pub mod startup;
 pub mod task;
+pub mod terminal;
+pub mod timerfd;
 
 pub use id::Pid;

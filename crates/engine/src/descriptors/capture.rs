@@ -1,10 +1,28 @@
 //! Looking at every descriptor of every process, and sorting them into open file descriptions.
+//!
+//! Descriptors are first grouped by what `/proc` tells (inode, mount, flags, offset, link text), which never separates
+//! two of one description while the processes stand still. Within a group `kcmp(2)` decides; its order is total, so a
+//! group of n is sorted in n log n calls.
 
 use super::fdinfo::FdInfo;
-use super::{CaptureContext, Captured, DescriptionId, ProcessView};
+use super::{
+    CaptureContext, Captured, Description, DescriptionId, Descriptor, Kind, ProcessView, Table,
+    devices, directories, epoll, eventfd, fifos, files, locks, memfd, owner, pidfd, pipes,
+    signalfd, stdio, timerfd, ttys, unsupported,
+};
+use crate::error::Context;
 use crate::{EngineError, Refusal};
-use std::ffi::OsString;
-use std::os::fd::{OwnedFd, RawFd};
+use rustix::fs::FileType;
+use rustix::io::Errno;
+use rustix::process::{PidfdFlags, PidfdGetfdFlags};
+use stasis_sys::{Pid, kcmp};
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 
 /// One open file description as it was found, seen through one of the descriptors that refer to it.
 pub struct Found<'a> {
@@ -18,7 +36,8 @@ pub struct Found<'a> {
     pub info: FdInfo,
     /// `stat(2)` of what it is open on.
     pub stat: rustix::fs::Stat,
-    /// An earlier description on the same inode that was captured as the same kind.
+    /// The first description on the same inode that is none of the job's standard streams, where that is another one
+    /// before this in the list.
     pub earlier: Option<DescriptionId>,
     /// Every descriptor that refers to it: place of the process in [`CaptureContext::processes`], and number.
     pub holders: Vec<(usize, RawFd)>,
@@ -46,7 +65,7 @@ impl Found<'_> {
         Obstacle::Refused(Refusal {
             pid: Some(self.process.virtual_pid),
             process: self.process.name.clone(),
-            object: format!("descriptor {} ({})", self.fd, self.link.to_string_lossy()),
+            object: self.to_string(),
             reason: reason.into(),
             hint: hint.into(),
         })
@@ -72,17 +91,80 @@ impl Found<'_> {
     /// # Errors
     /// When the kernel does not allow it, or the descriptor is gone.
     pub fn duplicate(&self) -> Result<OwnedFd, EngineError> {
-        Err(EngineError::Failed("not built".into()))
+        let what = || format!("looking at {self} of process {}", self.process.virtual_pid);
+        let pid = rustix::process::Pid::from_raw(self.process.pid.0).ok_or(EngineError::Gone)?;
+        let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+            // The process goes by the id of a living thread, its first one having ended.
+            Err(Errno::NOENT | Errno::INVAL) => {
+                rustix::process::pidfd_open(pid, PidfdFlags::from_bits_retain(PIDFD_THREAD))
+            }
+            opened => opened,
+        };
+        let pidfd = pidfd.context(what)?;
+        rustix::process::pidfd_getfd(pidfd, self.fd, PidfdGetfdFlags::empty()).context(what)
+    }
+
+    /// Where `/proc` shows it: opening that makes a new description on the same inode.
+    #[must_use]
+    pub fn proc_path(&self) -> String {
+        format!("/proc/{}/fd/{}", self.process.pid, self.fd)
+    }
+
+    /// Whether the link text starts with `prefix`.
+    #[must_use]
+    pub fn link_starts_with(&self, prefix: &str) -> bool {
+        self.link.as_bytes().starts_with(prefix.as_bytes())
     }
 }
+
+impl std::fmt::Display for Found<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "descriptor {} ({})", self.fd, self.link.display())
+    }
+}
+
+/// `PIDFD_THREAD` (Linux 6.9 and newer).
+const PIDFD_THREAD: u32 = 0o200;
 
 /// Captures all descriptors of the tree.
 ///
 /// # Errors
 /// [`EngineError::Refused`] with everything that cannot be saved.
 pub fn capture(ctx: &CaptureContext) -> Result<Captured, EngineError> {
-    let _ = ctx;
-    Err(EngineError::Failed("not built".into()))
+    let (founds, tables) = survey(ctx)?;
+    let whole = Survey::new(ctx, &founds, &tables);
+    let mut captured = Captured::default();
+    let mut refused = Vec::new();
+    for (index, found) in founds.iter().enumerate() {
+        match describe(&whole, index) {
+            Ok(description) => captured.descriptions.push(description),
+            Err(Obstacle::Refused(refusal)) => refused.push(refusal),
+            Err(Obstacle::Error(error)) if ctx.contents.is_none() && vanished(&error) => {}
+            Err(Obstacle::Error(EngineError::System { source, .. }))
+                if ctx.contents.is_none() && source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                let reason = format!("it may not be looked at: {source}");
+                let hint = "look at a program of your own that was started by stasis";
+                if let Obstacle::Refused(refusal) = found.refuse(reason, hint) {
+                    refused.push(refusal);
+                }
+            }
+            Err(Obstacle::Error(error)) => return Err(error),
+        }
+    }
+    drop(whole);
+    captured.tables = tables;
+    captured.inodes = founds.iter().map(Found::inode).collect();
+    match locks::capture(ctx, &mut captured) {
+        Err(EngineError::Refused(more)) => refused.extend(more),
+        other => other?,
+    }
+    if refused.is_empty() {
+        captured.notes = notes(&captured.descriptions);
+        Ok(captured)
+    } else {
+        Err(EngineError::Refused(refused))
+    }
 }
 
 /// What [`capture`] would refuse; nothing is stored, and the processes may run meanwhile.
@@ -90,9 +172,288 @@ pub fn capture(ctx: &CaptureContext) -> Result<Captured, EngineError> {
 /// # Errors
 /// When a process cannot be looked at.
 pub fn refusals(ctx: &CaptureContext) -> Result<Vec<Refusal>, EngineError> {
-    match capture(ctx) {
+    let look = CaptureContext {
+        contents: None,
+        ..*ctx
+    };
+    match capture(&look) {
         Ok(_) => Ok(Vec::new()),
         Err(EngineError::Refused(list)) => Ok(list),
         Err(error) => Err(error),
+    }
+}
+
+/// What a running process does: it closes descriptors and ends.
+fn vanished(error: &EngineError) -> bool {
+    match error {
+        EngineError::Gone => true,
+        EngineError::System { source, .. } => is_gone(source),
+        _ => false,
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    [Errno::NOENT, Errno::SRCH, Errno::BADF]
+        .iter()
+        .any(|gone| error.raw_os_error() == Some(gone.raw_os_error()))
+}
+
+/// All descriptions of a tree, for the modules whose kind depends on others (pipes, epoll sets, terminals).
+pub(super) struct Survey<'a> {
+    pub ctx: &'a CaptureContext<'a>,
+    pub founds: &'a [Found<'a>],
+    pub tables: &'a [Table],
+    pub stdio: stdio::Streams,
+    pub terminals: Vec<u32>,
+    by_inode: HashMap<(u64, u64), Vec<usize>>,
+}
+
+impl<'a> Survey<'a> {
+    fn new(ctx: &'a CaptureContext<'a>, founds: &'a [Found<'a>], tables: &'a [Table]) -> Self {
+        let mut by_inode: HashMap<(u64, u64), Vec<usize>> = HashMap::new();
+        for (index, found) in founds.iter().enumerate() {
+            by_inode.entry(found.inode()).or_default().push(index);
+        }
+        Survey {
+            ctx,
+            founds,
+            tables,
+            stdio: stdio::Streams::new(ctx.stdio),
+            terminals: ttys::of_job(ctx),
+            by_inode,
+        }
+    }
+
+    /// The places of all descriptions on one inode.
+    pub fn on_inode(&self, inode: (u64, u64)) -> &[usize] {
+        self.by_inode.get(&inode).map_or(&[], Vec::as_slice)
+    }
+
+    /// What a descriptor of a process refers to.
+    pub fn lookup(&self, process: usize, fd: RawFd) -> Option<DescriptionId> {
+        self.tables.get(process)?.get(fd).map(|d| d.description)
+    }
+}
+
+/// Finds the module for a description and lets it capture.
+fn describe(whole: &Survey, index: usize) -> Result<Description, Obstacle> {
+    let (ctx, found) = (whole.ctx, &whole.founds[index]);
+    let kind = classify(whole, found)?;
+    let owner = owner::capture(found, &kind, ctx)?;
+    Ok(Description { kind, owner })
+}
+
+fn classify(whole: &Survey, found: &Found) -> Result<Kind, Obstacle> {
+    const O_PATH: u32 = 0o10_000_000;
+    let ctx = whole.ctx;
+    if found.info.flags & O_PATH != 0 {
+        return Ok(Kind::File(files::capture(found, ctx)?));
+    }
+    if let Some(state) = stdio::capture(whole, found)? {
+        return Ok(Kind::Stdio(state));
+    }
+    let file_type = FileType::from_raw_mode(found.stat.st_mode);
+    let anonymous = found.link.as_bytes().strip_prefix(b"anon_inode:");
+    Ok(match (anonymous, file_type) {
+        (Some(b"[eventfd]"), _) => Kind::EventFd(eventfd::capture(found)?),
+        (Some(b"[eventpoll]"), _) => Kind::Epoll(epoll::capture(whole, found)?),
+        (Some(b"[timerfd]"), _) => Kind::TimerFd(timerfd::capture(found)?),
+        (Some(b"[signalfd]"), _) => Kind::SignalFd(signalfd::capture(found)?),
+        (Some(b"[pidfd]"), _) => Kind::PidFd(pidfd::capture(found, ctx)?),
+        (Some(_), _) => return Err(unsupported::refuse(found)),
+        (None, FileType::Fifo) if pipes::is_pipe(found) => {
+            Kind::Pipe(pipes::capture(whole, found)?)
+        }
+        (None, FileType::Fifo) => Kind::Fifo(fifos::capture(whole, found)?),
+        (None, FileType::Directory) => Kind::Directory(directories::capture(found, ctx)?),
+        (None, FileType::CharacterDevice) if ttys::is_terminal(found) => {
+            Kind::Terminal(ttys::capture(whole, found)?)
+        }
+        (None, FileType::CharacterDevice) => Kind::Device(devices::capture(found)?),
+        (None, FileType::RegularFile) if memfd::is_memfd(found) => {
+            Kind::MemFd(memfd::capture(found, ctx)?)
+        }
+        (None, FileType::RegularFile) => match unsupported::special_file(found) {
+            Some(obstacle) => return Err(obstacle),
+            None => Kind::File(files::capture(found, ctx)?),
+        },
+        (None, _) => return Err(unsupported::refuse(found)),
+    })
+}
+
+/// What the user should know about what was captured.
+fn notes(descriptions: &[Description]) -> Vec<String> {
+    let plain = |d: &&Description| matches!(&d.kind, Kind::EventFd(e) if e.semaphore.is_none());
+    let unknown = descriptions.iter().filter(plain).count();
+    if unknown == 0 {
+        return Vec::new();
+    }
+    vec![format!(
+        "this kernel does not tell whether an eventfd counts as a semaphore (EFD_SEMAPHORE): {unknown} taken as plain"
+    )]
+}
+
+/// What all descriptors of one description have in common, as far as `/proc` shows it.
+#[derive(PartialEq, Eq, Hash)]
+struct Key {
+    inode: (u64, u64),
+    flags: u32,
+    position: u64,
+    mount: u64,
+    link: OsString,
+}
+
+/// Finds all descriptions and who holds them.
+fn survey<'a>(ctx: &CaptureContext<'a>) -> Result<(Vec<Found<'a>>, Vec<Table>), EngineError> {
+    let mut founds: Vec<Found> = Vec::new();
+    let mut groups: HashMap<Key, Vec<usize>> = HashMap::new();
+    let mut tables = Vec::with_capacity(ctx.processes.len());
+    for (place, process) in ctx.processes.iter().enumerate() {
+        let mut table = Table::default();
+        for fd in numbers(process.pid)? {
+            let Some((key, found)) = look(process, fd)? else {
+                continue;
+            };
+            let close_on_exec = found.info.close_on_exec;
+            let group = groups.entry(key).or_default();
+            let index = match search(group, &founds, (process.pid, fd))? {
+                None => continue,
+                Some(Ok(at)) => group[at],
+                Some(Err(at)) => {
+                    group.insert(at, founds.len());
+                    founds.push(found);
+                    founds.len() - 1
+                }
+            };
+            founds[index].holders.push((place, fd));
+            table.descriptors.push(Descriptor {
+                fd,
+                description: DescriptionId(index as u32),
+                close_on_exec,
+            });
+        }
+        tables.push(table);
+    }
+    // What stands in for a standard stream after a restart need not be on that inode any more.
+    let own = stdio::Streams::new(ctx.stdio);
+    let mut first: HashMap<(u64, u64), DescriptionId> = HashMap::new();
+    for (index, found) in founds.iter_mut().enumerate() {
+        if !stdio::streams(&own, ctx.stdio, found).is_empty() {
+            continue;
+        }
+        let id = DescriptionId(index as u32);
+        let on_inode = *first.entry(found.inode()).or_insert(id);
+        found.earlier = (on_inode != id).then_some(on_inode);
+    }
+    Ok((founds, tables))
+}
+
+/// The open descriptors of a process, ascending; none when it has ended.
+fn numbers(pid: Pid) -> Result<Vec<RawFd>, EngineError> {
+    let path = format!("/proc/{pid}/fd");
+    let mut numbers = Vec::new();
+    let entries = match fs::read_dir(&path) {
+        Ok(entries) => entries,
+        Err(error) if is_gone(&error) => return Ok(numbers),
+        Err(error) => return Err(error).context(|| format!("listing {path}")),
+    };
+    for entry in entries {
+        match entry {
+            Ok(entry) => numbers.extend(
+                entry
+                    .file_name()
+                    .to_str()
+                    .and_then(|name| name.parse::<RawFd>().ok()),
+            ),
+            Err(error) if is_gone(&error) => break,
+            Err(error) => return Err(error).context(|| format!("listing {path}")),
+        }
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// Looks at one descriptor; `None` when it is gone.
+fn look(process: &ProcessView, fd: RawFd) -> Result<Option<(Key, Found<'_>)>, EngineError> {
+    let path = format!("/proc/{}/fd/{fd}", process.pid);
+    let seen = (|| -> io::Result<_> {
+        let link = fs::read_link(&path)?.into_os_string();
+        let info = FdInfo::read(process.pid, fd)?;
+        Ok((link, info, rustix::fs::stat(path.as_str())?))
+    })();
+    let (link, info, stat) = match seen {
+        Ok(seen) => seen,
+        Err(error) if is_gone(&error) => return Ok(None),
+        Err(error) => return Err(error).context(|| format!("looking at {path}")),
+    };
+    let key = Key {
+        inode: (stat.st_dev, stat.st_ino),
+        flags: info.flags,
+        position: info.position,
+        mount: info.mount,
+        link: link.clone(),
+    };
+    let found = Found {
+        process,
+        fd,
+        link,
+        info,
+        stat,
+        earlier: None,
+        holders: Vec::new(),
+    };
+    Ok(Some((key, found)))
+}
+
+/// Binary search for the description of `target` in a group that is sorted by kcmp's order: where it is, or where it
+/// belongs. `None` when `target` is gone. (A library sort would be allowed to panic when a running process changes the
+/// order under it.)
+fn search(
+    group: &[usize],
+    founds: &[Found],
+    target: (Pid, RawFd),
+) -> Result<Option<Result<usize, usize>>, EngineError> {
+    let (mut low, mut high) = (0, group.len());
+    while low < high {
+        let middle = low.midpoint(high);
+        let there = &founds[group[middle]];
+        match kcmp::files((there.process.pid, there.fd), target) {
+            Ok(Ordering::Equal) => return Ok(Some(Ok(middle))),
+            Ok(Ordering::Less) => low = middle + 1,
+            Ok(Ordering::Greater) => high = middle,
+            Err(error) if is_gone(&error) => return Ok(None),
+            Err(error) => {
+                return Err(error).context(|| {
+                    format!("comparing descriptor {} of process {}", target.1, target.0)
+                });
+            }
+        }
+    }
+    Ok(Some(Err(low)))
+}
+
+/// Whether a descriptor of this process is the description `found`.
+pub(super) fn is_same(own: &OwnedFd, found: &Found) -> bool {
+    let own = (Pid::current(), own.as_raw_fd());
+    matches!(
+        kcmp::files(own, (found.process.pid, found.fd)),
+        Ok(Ordering::Equal)
+    )
+}
+
+impl Table {
+    /// The descriptor of that number.
+    #[must_use]
+    pub fn get(&self, fd: RawFd) -> Option<&Descriptor> {
+        let at = self.descriptors.binary_search_by_key(&fd, |d| d.fd).ok()?;
+        self.descriptors.get(at)
+    }
+}
+
+/// Strips what the kernel appends to the path of something deleted.
+pub(super) fn without_deleted(link: &OsStr) -> (&OsStr, bool) {
+    match link.as_bytes().strip_suffix(b" (deleted)") {
+        Some(path) => (OsStr::from_bytes(path), true),
+        None => (link, false),
     }
 }

@@ -3,7 +3,8 @@
 //! Saved: which one, and the flags. There is no other state: they have no contents, and their offset means nothing.
 //! Facts: their numbers are fixed (`Documentation/admin-guide/devices.txt`, major 1).
 
-use super::{CaptureContext, Found, Obstacle, Opening};
+use super::unsupported;
+use super::{Found, Obstacle};
 use crate::EngineError;
 use crate::error::Context;
 use rustix::fs::{Mode, OFlags};
@@ -78,25 +79,19 @@ impl Device {
 }
 
 /// Captures one.
-///
-/// # Errors
-/// A refusal for every other character device.
-pub fn capture(found: &Found, _: &CaptureContext) -> Result<State, Obstacle> {
+pub(super) fn capture(found: &Found) -> Result<State, Obstacle> {
     let (major, minor) = found.device_numbers();
     match Device::from_numbers(major, minor) {
         Some(device) => Ok(State {
             device,
             flags: found.info.flags,
         }),
-        None => Err(found.refuse("is a device whose state cannot be saved", "")),
+        None => Err(unsupported::device(found)),
     }
 }
 
 /// Opens it again.
-///
-/// # Errors
-/// When it does not exist here, or is something else.
-pub fn restore(state: &State, _: &mut Opening) -> Result<OwnedFd, EngineError> {
+pub(super) fn restore(state: &State) -> Result<OwnedFd, EngineError> {
     let path = state.device.path();
     let flags = OFlags::from_bits_retain(state.flags) | OFlags::CLOEXEC | OFlags::NOCTTY;
     let fd = rustix::fs::open(path, flags, Mode::empty()).context(|| format!("opening {path}"))?;

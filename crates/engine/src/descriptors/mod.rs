@@ -16,22 +16,37 @@
 mod capture;
 pub mod devices;
 pub mod directories;
+pub mod epoll;
+pub mod eventfd;
 pub mod fdinfo;
+pub mod fifos;
 pub mod files;
 pub mod locks;
+pub mod memfd;
+pub mod owner;
+pub mod pidfd;
+pub mod pipes;
 mod restore;
+pub mod signalfd;
+pub mod stdio;
+pub mod timerfd;
+pub mod ttys;
+mod unsupported;
 
 pub use capture::{Found, Obstacle, capture, refusals};
-pub use restore::{Opened, Opening, close_high, finish, first_free, install, open_all, plan};
+pub use restore::{Opened, Opening, close_high, finish, first_free, install, open_all, plan, seal};
 
 use crate::contents::{ContentId, ContentLoader, ContentSink};
 use crate::file_policy::{Collector, ReadyFiles};
+use crate::error::Context;
 use crate::restart::ChangedFiles;
 use crate::{EngineError, Refusal};
+use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use stasis_sys::Pid;
 use std::fs::File;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
 
 /// An open file description, by its place in the image's list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -50,6 +65,8 @@ impl DescriptionId {
 pub struct Description {
     /// What it is open on, with everything that its kind needs.
     pub kind: Kind,
+    /// Who gets its signals, where that was set.
+    pub owner: Option<owner::State>,
 }
 
 /// What a description is open on.
@@ -61,6 +78,26 @@ pub enum Kind {
     Directory(directories::State),
     /// A memory device such as `/dev/null`.
     Device(devices::State),
+    /// An end of a pipe.
+    Pipe(pipes::State),
+    /// A FIFO, which has a name.
+    Fifo(fifos::State),
+    /// An event counter.
+    EventFd(eventfd::State),
+    /// An epoll set.
+    Epoll(epoll::State),
+    /// A timer.
+    TimerFd(timerfd::State),
+    /// Signals.
+    SignalFd(signalfd::State),
+    /// A file in memory.
+    MemFd(memfd::State),
+    /// A process.
+    PidFd(pidfd::State),
+    /// One of the job's standard streams.
+    Stdio(stdio::State),
+    /// The job's terminal, opened once more.
+    Terminal(ttys::State),
 }
 
 /// One descriptor of a process.
@@ -162,4 +199,30 @@ pub struct Plan {
     pub actions: Vec<String>,
     /// What stands in the way.
     pub refusals: Vec<Refusal>,
+}
+
+/// `path` with the first prefix of `map` that fits replaced.
+fn map_path(path: &Path, map: &[(String, String)]) -> PathBuf {
+    map.iter()
+        .find_map(|(old, new)| Some(Path::new(new).join(path.strip_prefix(old).ok()?)))
+        .unwrap_or_else(|| path.to_owned())
+}
+
+/// Opens what a descriptor of this process is on once more: the same inode, a description of its own.
+fn reopen(fd: BorrowedFd, flags: u32) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::from_bits_retain(flags) | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    rustix::fs::open(path, flags - OFlags::DIRECT, Mode::empty())
+}
+
+/// Gives a description the status flags that `F_SETFL` can set, where they differ.
+fn set_status(fd: BorrowedFd, flags: u32) -> Result<(), EngineError> {
+    let settable = OFlags::APPEND | OFlags::NONBLOCK | OFlags::DIRECT | OFlags::NOATIME;
+    let what = || "setting a descriptor's flags".to_owned();
+    let wanted = OFlags::from_bits_retain(flags) & settable;
+    let have = rustix::fs::fcntl_getfl(fd).context(what)?;
+    if have & settable == wanted {
+        return Ok(());
+    }
+    rustix::fs::fcntl_setfl(fd, (have - settable) | wanted).context(what)
 }

@@ -464,7 +464,7 @@ impl Maker<'_> {
         for note in &opened.notes {
             self.note(note);
         }
-        let mapped = self.open_mapped(&opened, &loader)?;
+        self.open_mapped(&opened, &loader)?;
         let keep = self.numbers.keep();
         let skeleton = Skeleton {
             tree,
@@ -472,12 +472,11 @@ impl Maker<'_> {
             board: self.board,
             ids: &self.ids,
             opened: &opened,
-            first_free: self.numbers.first_free,
             keep: &keep,
             report: report.as_fd(),
         };
         skeleton.make()?;
-        drop((mapped, opened));
+        drop(opened);
         self.close_all_but(&[front.as_raw_fd(), supervisor.as_raw_fd()]);
         self.await_word(&supervisor)?;
         keeper::serve(&front, &supervisor, tree.root)
@@ -505,14 +504,13 @@ impl Maker<'_> {
     }
 
     /// Opens what is mapped, on the numbers that the supervisor will use.
-    fn open_mapped(&self, opened: &descriptors::Opened, loader: &Loader<'_>) -> Result<Vec<OwnedFd>, EngineError> {
+    fn open_mapped(&self, opened: &descriptors::Opened, loader: &Loader<'_>) -> Result<(), EngineError> {
         use crate::contents::{ContentId, ContentLoader};
         use crate::file_policy::FileIndex;
         use rustix::fs::OFlags;
         let tree = &self.plan.tree;
-        let mut kept = Vec::new();
         let place = |fd: BorrowedFd<'_>, number: RawFd| {
-            stasis_sys::descriptor::duplicate_to(fd, number, true).context(|| format!("making descriptor {number}"))
+            stasis_sys::descriptor::duplicate_to(fd.as_raw_fd(), number, true).context(|| format!("making descriptor {number}"))
         };
         for (n, record) in tree.files.iter().enumerate() {
             if !(record.uses.mapped || record.uses.mapped_shared_writable) {
@@ -520,12 +518,12 @@ impl Maker<'_> {
             }
             let access = if record.uses.mapped_shared_writable { OFlags::RDWR } else { OFlags::RDONLY };
             let fd = self.ready.open(FileIndex(n as u32), access | OFlags::CLOEXEC)?;
-            kept.push(place(fd.as_fd(), self.numbers.files + n as RawFd)?);
+            place(fd.as_fd(), self.numbers.files + n as RawFd)?;
         }
         for (n, object) in tree.shared.iter().enumerate() {
             let number = self.numbers.shared + n as RawFd;
             if let Some(fd) = object.description.and_then(|id| opened.fd(id)) {
-                kept.push(place(fd, number)?);
+                place(fd, number)?;
                 continue;
             }
             let name = String::from_utf8_lossy(&object.name);
@@ -537,16 +535,16 @@ impl Maker<'_> {
             if let Some(contents) = object.contents {
                 loader.load_into(ContentId(contents), &file)?;
             }
-            kept.push(place(file.as_fd(), number)?);
+            place(file.as_fd(), number)?;
         }
         for (n, process) in tree.processes.iter().enumerate() {
             use std::os::unix::ffi::OsStrExt;
             let path = std::path::Path::new(std::ffi::OsStr::from_bytes(&process.memory.layout.executable));
             // A program whose file is gone runs on without its name in /proc/PID/exe.
             if let Ok(file) = File::open(path) {
-                kept.push(place(file.as_fd(), self.numbers.executables + n as RawFd)?);
+                place(file.as_fd(), self.numbers.executables + n as RawFd)?;
             }
         }
-        Ok(kept)
+        Ok(())
     }
 }

@@ -33,8 +33,6 @@ pub struct Skeleton<'a> {
     pub ids: &'a IdSource,
     /// The opened descriptions.
     pub opened: &'a Opened,
-    /// The first descriptor number that no process of the program uses.
-    pub first_free: RawFd,
     /// Descriptors that the restoring supervisor still needs in every process.
     pub keep: &'a [RawFd],
     /// Where living processes report, a line each.
@@ -187,7 +185,7 @@ impl Skeleton<'_> {
         let mut keep = self.keep.to_vec();
         keep.push(self.report.as_raw_fd());
         let view = ProcessView { pid: saved.pid, virtual_pid: saved.pid, name: saved.name() };
-        descriptors::close_high(&view, &saved.descriptors, self.first_free, &keep)?;
+        descriptors::close_high(&view, &saved.descriptors, self.opened, &keep)?;
         rustix::io::write(self.report, format!("{READY}\n").as_bytes())
             .map_err(|error| system("reporting".into(), error.into()))?;
         if saved.stopped_by.is_some() {

@@ -122,6 +122,8 @@ struct Conversation<'a> {
 
 impl Conversation<'_> {
     fn hold(mut self) -> io::Result<()> {
+        // Read first, whoever it is: a socket closed with something unread in it would lose the answer.
+        let request = read_line::<protocol::Request>(&mut self.reader);
         let ours = geteuid().as_raw();
         if self.peer.uid != ours && self.peer.uid != 0 {
             return self.refuse(format!(
@@ -129,7 +131,7 @@ impl Conversation<'_> {
                 self.peer.uid
             ));
         }
-        let request = match read_line::<protocol::Request>(&mut self.reader) {
+        let request = match request {
             Ok(Some(request)) => request,
             Ok(None) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {

@@ -8,10 +8,11 @@ mod listener;
 mod state;
 mod worker;
 
+use crate::error::Context;
 use crate::line::{self, ToFront, ToSupervisor};
-use crate::{Error, Interval, Settings, runtime_dir};
+use crate::{Error, Interval, Settings};
 use crossbeam_channel::{Receiver, Sender, unbounded};
-pub(crate) use listener::Socket;
+use listener::Socket;
 use rustix::process::Signal;
 use stasis_engine::Job;
 use stasis_engine::keeper::Event;
@@ -19,7 +20,7 @@ use stasis_sys::process::exit_now;
 use stasis_sys::{Pid, signal};
 use state::Shared;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use worker::Request;
@@ -34,17 +35,14 @@ enum Task {
     Finished,
 }
 
-/// The control socket is made before the program runs, so that a failure stops the start.
-pub(crate) fn prepare() -> Result<Socket, Error> {
-    Socket::bind(&runtime_dir::for_supervisor()?)
-}
-
 /// What the supervisor serves with.
 pub(crate) struct Service {
     pub job: Job,
     pub settings: Settings,
     pub front: OwnedFd,
-    pub socket: Socket,
+    /// Where the control socket is to be. It is made only now: the keeper, which may outlive the supervisor, would
+    /// have inherited it and clients would wait for ever.
+    pub runtime_dir: PathBuf,
     pub restarted_from: Option<PathBuf>,
     /// Processes of the tree that were waiting for the checkpoint when it was taken.
     pub waiting: Vec<Pid>,
@@ -56,7 +54,7 @@ pub(crate) fn supervise(service: Service) -> ! {
         job,
         settings,
         front,
-        socket,
+        runtime_dir,
         restarted_from,
         waiting,
     } = service;
@@ -68,48 +66,63 @@ pub(crate) fn supervise(service: Service) -> ! {
     let _ = std::env::set_current_dir("/");
     let (tasks, inbox) = unbounded();
     let shared = Arc::new(Shared::new(&job, settings, restarted_from));
-    if let Err(error) = start_threads(&job, &shared, &front, front_pid, &socket, &tasks) {
-        let text = format!("this job cannot be checkpointed: {error}");
-        let _ = line::tell(front.as_fd(), &ToFront::Note(text), true);
-    }
+    let socket = start_threads(&job, &shared, &front, front_pid, &tasks)
+        .and_then(|()| listen(&runtime_dir, &shared, &tasks))
+        .map_err(|error| {
+            let text = format!("this job takes no requests: {error}");
+            let _ = line::tell(front.as_fd(), &ToFront::Note(text), true);
+        });
     let _ = line::tell(front.as_fd(), &ToFront::Started { root }, true);
     for pid in waiting {
         let _ = signal::send_value(pid, Signal::USR2.as_raw(), 0);
     }
     worker::Worker::new(job, Arc::clone(&shared), Arc::clone(&front), inbox).work();
     shared.close();
-    socket.remove();
+    if let Ok(socket) = socket {
+        socket.remove();
+    }
     shared.wait_for_connections();
     exit_now(0)
 }
 
 fn start_threads(
     job: &Job,
-    shared: &Arc<Shared>,
+    shared: &Shared,
     front: &Arc<OwnedFd>,
     front_pid: Pid,
-    socket: &Socket,
     tasks: &Sender<Task>,
-) -> std::io::Result<()> {
-    let events = job.events.try_clone()?;
+) -> Result<(), Error> {
+    let events = job
+        .events
+        .try_clone()
+        .context(|| "sharing the keeper's line".into())?;
     let exit_with_root = shared.settings.exit_with_root;
     let to_worker = tasks.clone();
     spawn("keeper", move || {
         hear_keeper(&events, front_pid, exit_with_root, &to_worker)
     })?;
     let (from_front, to_worker) = (Arc::clone(front), tasks.clone());
-    spawn("front", move || hear_front(&from_front, &to_worker))?;
-    let (listener, shared, to_worker) = (socket.listener()?, Arc::clone(shared), tasks.clone());
-    spawn("listener", move || {
-        listener::listen(&listener, &shared, &to_worker)
-    })
+    spawn("front", move || hear_front(&from_front, &to_worker))
 }
 
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
-    thread::Builder::new()
-        .name(name.into())
+fn listen(directory: &Path, shared: &Arc<Shared>, tasks: &Sender<Task>) -> Result<Socket, Error> {
+    let socket = Socket::bind(directory)?;
+    let listener = socket
+        .listener()
+        .context(|| "sharing the control socket".into())?;
+    let (shared, to_worker) = (Arc::clone(shared), tasks.clone());
+    spawn("listener", move || {
+        listener::listen(&listener, &shared, &to_worker)
+    })?;
+    Ok(socket)
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+    let thread = thread::Builder::new().name(name.into());
+    thread
         .spawn(work)
-        .map(|_| ())
+        .map(drop)
+        .context(|| format!("starting the thread {name}"))
 }
 
 /// Passes on what the keeper tells, until the job is over.

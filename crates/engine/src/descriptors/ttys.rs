@@ -1,0 +1,140 @@
+//! The job's terminal, opened once more (`/dev/tty`, `/dev/pts/3`).
+//!
+//! Saved: status flags and the terminal's settings. At a restart it is bound to the terminal that becomes the job's, or
+//! to the restart command's own, or to `/dev/null` with a note. The settings are set on a terminal that is made for the
+//! job; the window's size is that of the new window. Not saved: input that waits in the terminal, the controlling side of
+//! a pseudo terminal and terminals other than the job's own (refused).
+//!
+//! Facts: `TIOCGDEV` tells which terminal a descriptor on `/dev/tty` is; field 7 of `/proc/PID/stat` tells a process's
+//! controlling one, in the same numbers. A terminal that has hung up answers `EIO` to everything.
+
+use super::capture::Survey;
+use super::{
+    CaptureContext, Description, Found, Kind, Obstacle, Opening, RestoreContext, reopen,
+    set_status, stdio, unsupported,
+};
+use crate::EngineError;
+use crate::error::Context;
+use crate::tree::Stat;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use stasis_sys::terminal::{self, Settings};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// A saved description of the job's terminal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Access mode and status flags.
+    pub flags: u32,
+    /// The terminal's settings; `None` when it had hung up.
+    pub settings: Option<Settings>,
+}
+
+/// Whether a character device is a terminal that programs use, by its number.
+pub(super) fn is_terminal(found: &Found) -> bool {
+    // Consoles and serial lines, /dev/tty and /dev/console, pseudo terminals, USB and other serial lines.
+    matches!(
+        found.device_numbers(),
+        (4 | 136..=143 | 166 | 188 | 204, _) | (5, 0 | 1)
+    )
+}
+
+/// The numbers of the terminals that are the job's own.
+pub(super) fn of_job(ctx: &CaptureContext) -> Vec<u32> {
+    let mut numbers: Vec<u32> = ctx
+        .stdio
+        .iter()
+        .flatten()
+        .filter_map(|fd| terminal::device(fd.as_fd()).ok())
+        .collect();
+    let first = ctx.processes.first().and_then(|p| Stat::read(p.pid));
+    numbers.extend(
+        first
+            .map(|stat| stat.field(7) as u32)
+            .filter(|&number| number != 0),
+    );
+    numbers
+}
+
+/// The settings of a terminal that answers.
+pub(super) fn settings(terminal: BorrowedFd) -> Option<Settings> {
+    terminal::settings(terminal).ok()
+}
+
+/// Captures one.
+pub(super) fn capture(whole: &Survey, found: &Found) -> Result<State, Obstacle> {
+    let duplicate = found.duplicate()?;
+    match terminal::device(duplicate.as_fd()) {
+        Ok(number) if whole.terminals.contains(&number) => Ok(State {
+            flags: found.info.flags,
+            settings: settings(duplicate.as_fd()),
+        }),
+        // It has hung up: whatever it was, there is only its absence to restore.
+        Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => Ok(State {
+            flags: found.info.flags,
+            settings: None,
+        }),
+        _ => Err(unsupported::device(found)),
+    }
+}
+
+/// Binds it to the terminal of the restart.
+pub(super) fn restore(state: &State, opening: &mut Opening) -> Result<OwnedFd, EngineError> {
+    let Some(terminal) = terminal_of(opening.context) else {
+        opening.notes.push(
+            "the program had its terminal open, and this restart has none: it gets /dev/null"
+                .into(),
+        );
+        let flags = OFlags::from_bits_retain(state.flags & 3) | OFlags::CLOEXEC;
+        return rustix::fs::open("/dev/null", flags, Mode::empty())
+            .context(|| "opening /dev/null".into());
+    };
+    match reopen(terminal, state.flags | OFlags::NOCTTY.bits()) {
+        Ok(fd) => Ok(fd),
+        // Another user's terminal, as after su(1).
+        Err(Errno::ACCESS | Errno::PERM) => {
+            let fd = terminal
+                .try_clone_to_owned()
+                .context(|| "duplicating the terminal".into())?;
+            set_status(fd.as_fd(), state.flags)?;
+            Ok(fd)
+        }
+        Err(error) => Err(error).context(|| "opening the terminal".into()),
+    }
+}
+
+fn terminal_of<'a>(ctx: &'a RestoreContext) -> Option<BorrowedFd<'a>> {
+    let own = || {
+        ctx.stdio
+            .iter()
+            .flatten()
+            .find(|fd| rustix::termios::isatty(fd))
+    };
+    ctx.terminal.or_else(own).map(AsFd::as_fd)
+}
+
+/// Gives the terminal that was made for the job the settings that its terminal had.
+pub(super) fn set_up(
+    descriptions: &[Description],
+    ctx: &RestoreContext,
+) -> Result<(), EngineError> {
+    let Some(terminal) = ctx.terminal else {
+        return Ok(());
+    };
+    let saved = descriptions
+        .iter()
+        .find_map(|description| match &description.kind {
+            Kind::Terminal(state) => state.settings,
+            Kind::Stdio(stdio::State {
+                was: stdio::Was::Terminal(settings),
+                ..
+            }) => *settings,
+            _ => None,
+        });
+    match saved {
+        Some(settings) => terminal::set_settings(terminal.as_fd(), &settings)
+            .context(|| "setting up the terminal".into()),
+        None => Ok(()),
+    }
+}
