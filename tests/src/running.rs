@@ -113,16 +113,11 @@ pub struct Running<'a> {
 
 impl<'a> Running<'a> {
     pub(crate) fn start(sandbox: &'a Sandbox, mut command: Command) -> Running<'a> {
-        let name = command
-            .get_args()
+        let name = std::iter::once(command.get_program())
+            .chain(command.get_args())
             .map(|word| word.to_string_lossy().into_owned())
             .collect::<Vec<_>>()
             .join(" ");
-        let program = PathBuf::from(command.get_program());
-        let name = format!(
-            "{} {name}",
-            program.file_name().unwrap_or_default().display()
-        );
         sandbox.note(format!("starting: {name}"));
         command
             .stdout(Stdio::piped())
@@ -130,7 +125,7 @@ impl<'a> Running<'a> {
             .process_group(0);
         let mut child = command
             .spawn()
-            .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
         Running {
             sandbox,
             stdout: Collector::new(child.stdout.take()),

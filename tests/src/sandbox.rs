@@ -10,6 +10,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
@@ -210,7 +211,14 @@ impl Sandbox {
         let binary = build::stasis_binary();
         let own = binary.parent().expect("the binary lies in a directory");
         let (name, value) = self.mark.split_once('=').expect("NAME=VALUE");
-        let mut command = Command::new(program);
+        let mut command = match closing_inherited() {
+            None => Command::new(program),
+            Some(closing) => {
+                let mut shell = Command::new("bash");
+                shell.args(["-c", closing, "bash"]).arg(program);
+                shell
+            }
+        };
         command
             .env_clear()
             .env("PATH", format!("{}:{PROGRAM_PATH}", own.display()))
@@ -373,6 +381,32 @@ impl Sandbox {
             living.is_empty().then_some(())
         });
     }
+}
+
+/// Whoever started the tests may have left descriptors open in them, such as the ends of its own pipes: the programs
+/// under test must not have them. A shell line that closes them and becomes its arguments; `None` where there are none.
+fn closing_inherited() -> Option<&'static str> {
+    const CLOSE_ON_EXEC: u32 = 0o2_000_000;
+    static LINE: OnceLock<Option<String>> = OnceLock::new();
+    LINE.get_or_init(|| {
+        let open = fs::read_dir("/proc/self/fdinfo").ok()?;
+        let inherited: Vec<u32> = open
+            .flatten()
+            .filter_map(|entry| {
+                let number = entry.file_name().to_str()?.parse().ok()?;
+                let text = fs::read_to_string(entry.path()).ok()?;
+                let flags = text.lines().find_map(|line| line.strip_prefix("flags:"))?;
+                let flags = u32::from_str_radix(flags.trim(), 8).ok()?;
+                (number > 2 && flags & CLOSE_ON_EXEC == 0).then_some(number)
+            })
+            .collect();
+        let closing: String = inherited
+            .iter()
+            .map(|fd| format!("exec {fd}>&-; "))
+            .collect();
+        (!closing.is_empty()).then(|| closing + "exec \"$@\"")
+    })
+    .as_deref()
 }
 
 impl Default for Sandbox {

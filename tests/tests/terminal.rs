@@ -73,7 +73,7 @@ fn stop_key_and_fg() {
     let stasis = stasis_binary().display();
     let images = sandbox.images();
     let steps = format!(
-        "send PS1='ready> '\nwait ready> \nsend {stasis} run -n job -d {} -- sh -c 'echo first; while [ ! -e go ]; do sleep 0.05; done; echo second'\nwait first\nkey 1a\nwait Stopped\nwait ready> \nsend echo in-the-$((20+2))-shell\nwait in-the-22-shell\nsend touch go; fg\nwait second\nwait ready> \nsend exit 6\nend\n",
+        "send PS1='ready> '\nwait ready> \nsend {stasis} run -n job -d {} -- sh -c 'echo f\"\"irst; while [ ! -e go ]; do sleep 0.05; done; echo s\"\"econd'\nwait first\nkey 1a\nwait Stopped\nwait ready> \nsend echo in-the-$((20+2))-shell\nwait in-the-22-shell\nsend touch go; fg\nwait second\nwait ready> \nsend exit 6\nend\n",
         images.display()
     );
     let end = in_terminal(
