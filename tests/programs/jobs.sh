@@ -19,7 +19,7 @@ for round in 1 2 3 4 5 6 7 8 9 10 11 12 13; do
     wait $second
     status=$?
     total=$((total + count + lines + status))
-    echo "round $round: $count $lines $status $total" | tee -a result
+    echo "round $round: $count $lines $status $total"
     echo "round $round" >&5
 done
 echo "jobs: $(jobs | wc -l) total $total"

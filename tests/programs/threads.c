@@ -55,7 +55,8 @@ static void *worker(void *argument) {
     stack_t stack = {.ss_sp = stack_room, .ss_size = 16384 + (size_t)(number % 16) * 1024}, stack_now;
     CHECK(sigaltstack(&stack, NULL) == 0);
 
-    int nice = (int)(number % 15);
+    int nice = getpriority(PRIO_PROCESS, 0) + (int)(number % 15);
+    if (nice > 19) nice = 19;
     CHECK(setpriority(PRIO_PROCESS, (id_t)tid, nice) == 0);
     cpu_set_t set, set_now;
     CPU_ZERO(&set);

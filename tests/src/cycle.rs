@@ -210,6 +210,35 @@ fn difference(then: &[u8], now: &[u8]) -> String {
     )
 }
 
+/// As [`verify_after_restart`] for what may also be refused at the checkpoint: then each of `words` must be named, no
+/// image be made, and the program go on.
+///
+/// # Panics
+/// When neither holds.
+pub fn verify_or_refused<S: AsRef<std::ffi::OsStr>>(sandbox: &Sandbox, argv: &[S], words: &[&str]) {
+    let mut job = sandbox.run(argv);
+    job.wait_line("ready");
+    let result = job.try_checkpoint();
+    if result.success() {
+        job.kill_all();
+        verify_after_restart(sandbox, argv);
+        return;
+    }
+    for word in words {
+        assert!(
+            result.stderr.contains(word),
+            "{word:?} is not named: {result:?}"
+        );
+    }
+    assert!(sandbox.all_images().is_empty(), "refused, and yet an image");
+    sandbox.write("go", "");
+    let end = job.finish();
+    assert!(
+        end.success() && end.stdout.ends_with("ok\n"),
+        "after the refusal: {end:?}"
+    );
+}
+
 /// Checks a program that says `ready`, waits for a file `go`, verifies its own state, says `ok` and ends with 0: it must
 /// do so in the run that goes on after the checkpoint, in a restart, and in a restart of a restart.
 ///

@@ -23,7 +23,9 @@ mod running;
 mod sandbox;
 
 pub use build::{Linkage, go_program, program, script, stasis_binary};
-pub use cycle::{Compare, Program, verify_after_restart, verify_after_restart_with};
+pub use cycle::{
+    Compare, Program, verify_after_restart, verify_after_restart_with, verify_or_refused,
+};
 pub use processes::{ProcessState, alive, children, descendants, process_state};
 pub use random::Random;
 pub use running::{Exit, Finished, Running};

@@ -1,6 +1,6 @@
 //! Descriptors of every kind.
 
-use stasis_tests::{Linkage, Sandbox, need, program, verify_after_restart};
+use stasis_tests::{Linkage, Sandbox, need, program, verify_after_restart, verify_or_refused};
 
 macro_rules! cases {
     ($($name:ident)*) => {$(
@@ -14,6 +14,27 @@ macro_rules! cases {
 }
 
 cases! {
-    regular directories devices pipes fifos eventfds epolls memfds pidfds locks closed_stdio thread_table deleted many
-    proc_files
+    regular directories devices pipes fifos eventfds epolls memfds pidfds locks closed_stdio deleted many
+}
+
+fn check_or_refused(case: &str, words: &[&str]) {
+    need!("cc");
+    let program = program("descriptors", Linkage::Dynamic).expect("there is a compiler");
+    verify_or_refused(
+        &Sandbox::new(),
+        &[program.as_os_str(), case.as_ref()],
+        words,
+    );
+}
+
+/// A thread with descriptors of its own.
+#[test]
+fn thread_table() {
+    check_or_refused("thread_table", &["descriptors"]);
+}
+
+/// Descriptors that look at the program itself.
+#[test]
+fn proc_files() {
+    check_or_refused("proc_files", &["/proc"]);
 }

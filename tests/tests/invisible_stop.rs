@@ -29,6 +29,10 @@ fn check(loops: &[&str]) {
     assert!(end.success() && end.stdout.ends_with("ok\n"), "{end:?}");
     std::fs::remove_file(sandbox.work().join("go")).expect("taking the file away again");
 
+    if loops == ["semaphores"] {
+        // They belong to the kernel, and the program has removed them at its end.
+        return;
+    }
     // And it is as invisible to the restarted program.
     let mut job = sandbox.restart(&image);
     job.wait_listed();

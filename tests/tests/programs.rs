@@ -34,7 +34,6 @@ fn python_with_threads() -> Program {
 fn bash_with_jobs() -> Program {
     Program::new(["bash", "jobs.sh"])
         .file("jobs.sh", script("jobs.sh"))
-        .result("result")
         .result("log")
 }
 
