@@ -255,10 +255,13 @@ static size_t layout(char *to, size_t size) {
     bool skip = false;
     for (char *line = strtok(text, "\n"); line != NULL; line = strtok(NULL, "\n")) {
         unsigned long start, end, offset;
-        char protection[5], *path;
+        char protection[5];
+        const char *path;
         if (sscanf(line, "%lx-%lx %4s %lx", &start, &end, protection, &offset) == 4 && line[4] != ':') {
             path = strchr(line, '/');
             if (path == NULL) path = strchr(line, '[');
+            /* Names of objects that have none. */
+            if (path != NULL && (strncmp(path, "/dev/zero", 9) == 0 || strncmp(path, "/memfd:", 7) == 0)) path = "shared";
             /* The vdso's own data pages have a size that belongs to the kernel. */
             skip = path != NULL && (strncmp(path, "[vvar", 5) == 0 || strncmp(path, "[vsys", 5) == 0);
             if (!skip) used += (size_t)snprintf(to + used, size - used, "%lx-%lx %s %s\n", start, end, protection,

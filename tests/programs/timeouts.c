@@ -321,7 +321,9 @@ static void intervals(void) {
     uint64_t count;
     CHECK_EQ(read(fd, &count, 8), 8);
     int64_t periods = took / 25000000;
-    if ((int64_t)count < periods - 3 || (int64_t)count > periods + 3) {
+    /* Without a time namespace the clock leaps over the time between the kill and the restart. */
+    bool leaps = getenv("STASIS_TEST_OUTSIDE_MAY_CHANGE") != NULL;
+    if (!leaps && ((int64_t)count < periods - 3 || (int64_t)count > periods + 3)) {
         say("FAILED: timerfd counted %lld periods of 25 ms in %lld us\n", (long long)count, (long long)took / 1000);
         _exit(99);
     }

@@ -19,7 +19,11 @@ pub struct ProcessState {
 /// The state of `pid`; `None` when it is gone.
 #[must_use]
 pub fn process_state(pid: i32) -> Option<ProcessState> {
-    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    state_of(&format!("/proc/{pid}"))
+}
+
+fn state_of(directory: &str) -> Option<ProcessState> {
+    let stat = fs::read(format!("{directory}/stat")).ok()?;
     let stat = String::from_utf8_lossy(&stat);
     let (head, tail) = stat.rsplit_once(')')?;
     let mut fields = tail.split_ascii_whitespace();
@@ -30,10 +34,25 @@ pub fn process_state(pid: i32) -> Option<ProcessState> {
     })
 }
 
-/// Whether `pid` is there and not a zombie.
+/// Whether `pid` is there and not a zombie. The first thread may be one while others live on.
 #[must_use]
 pub fn alive(pid: i32) -> bool {
-    process_state(pid).is_some_and(|state| !matches!(state.state, 'Z' | 'X'))
+    let dead = |state: &ProcessState| matches!(state.state, 'Z' | 'X');
+    match process_state(pid) {
+        None => false,
+        Some(state) if !dead(&state) => true,
+        Some(_) => threads(pid).any(|thread| {
+            state_of(&format!("/proc/{pid}/task/{thread}")).is_some_and(|state| !dead(&state))
+        }),
+    }
+}
+
+fn threads(pid: i32) -> impl Iterator<Item = i32> {
+    fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
 fn all_pids() -> Vec<i32> {
@@ -102,6 +121,24 @@ fn works_below(pid: i32, dir: &Path) -> bool {
                 .is_some_and(|cwd| Path::new(OsStr::from_bytes(cwd)).starts_with(dir))
         }
     })
+}
+
+/// Takes the status of `pid` if it is a dead child of this process.
+pub(crate) fn reap(pid: i32) {
+    let own = std::process::id().cast_signed();
+    if process_state(pid).is_some_and(|state| state.parent == own && state.state == 'Z') {
+        let options = rustix::process::WaitOptions::NOHANG;
+        let _ = rustix::process::waitpid(rustix::process::Pid::from_raw(pid), options);
+    }
+}
+
+/// Makes this process the one that gets the orphans of its descendants: where the machine's first process is slow to
+/// take their status, or never does, their numbers would stay taken.
+pub(crate) fn adopt_orphans() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
+    });
 }
 
 /// Sends `signal` to `pid`; a process that is gone is no fault.

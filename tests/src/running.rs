@@ -109,6 +109,7 @@ pub struct Running<'a> {
     stdout: Collector,
     stderr: Collector,
     name: String,
+    listed: bool,
 }
 
 impl<'a> Running<'a> {
@@ -133,6 +134,7 @@ impl<'a> Running<'a> {
             child,
             exit: None,
             name,
+            listed: false,
         }
     }
 
@@ -241,6 +243,9 @@ impl<'a> Running<'a> {
     /// # Panics
     /// When the job ends before, or does not come up.
     pub fn wait_listed(&mut self) {
+        if self.listed {
+            return;
+        }
         let sandbox = self.sandbox;
         wait_until("stasis ps lists the job", || {
             assert!(
@@ -254,6 +259,7 @@ impl<'a> Running<'a> {
             let listed = sandbox.stasis(["ps"]);
             listed.stdout.contains("job").then_some(())
         });
+        self.listed = true;
     }
 
     /// Takes a checkpoint with `stasis checkpoint` and gives the image.
@@ -280,6 +286,7 @@ impl<'a> Running<'a> {
 
     /// Takes a checkpoint, which may fail.
     pub fn try_checkpoint(&mut self) -> Finished {
+        self.wait_listed();
         self.sandbox.stasis(["checkpoint", "job"])
     }
 

@@ -4,6 +4,7 @@ use crate::running::{Finished, Running};
 use crate::{build, processes, wait_until};
 use rustix::process::Signal;
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -85,8 +86,10 @@ pub struct Sandbox {
     pub run_options: Vec<String>,
     /// Further options of `stasis restart`; at first the same.
     pub restart_options: Vec<String>,
-    /// Numbers of the processes in front of the jobs.
+    /// Numbers of the processes in front of the jobs: children of this process that it waits for itself.
     fronts: RefCell<Vec<i32>>,
+    /// Numbers of the others that were seen alive: they may have become our children as orphans.
+    seen: RefCell<HashSet<i32>>,
 }
 
 impl Sandbox {
@@ -108,6 +111,7 @@ impl Sandbox {
     /// When the directory cannot be made.
     #[must_use]
     pub fn of(user: User) -> Sandbox {
+        processes::adopt_orphans();
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let mark = format!("STASIS_TEST_ID={}-{number}", std::process::id());
@@ -127,6 +131,7 @@ impl Sandbox {
             run_options: ["--keep", "99"].map(String::from).into(),
             restart_options: ["--keep", "99"].map(String::from).into(),
             fronts: RefCell::default(),
+            seen: RefCell::default(),
         };
         for name in ["home", "run", "tmp", "images", "work"] {
             let dir = sandbox.root.join(name);
@@ -354,6 +359,7 @@ impl Sandbox {
         }
         found.sort_unstable();
         found.dedup();
+        self.seen.borrow_mut().extend(&found);
         found
     }
 
@@ -379,6 +385,17 @@ impl Sandbox {
                 processes::send(pid, Signal::KILL);
             }
             living.is_empty().then_some(())
+        });
+        // Their numbers are to be free as well.
+        let fronts = self.fronts.borrow().clone();
+        let mut seen = self.seen.borrow_mut();
+        seen.retain(|pid| !fronts.contains(pid));
+        wait_until("their numbers are free", || {
+            seen.retain(|&pid| {
+                processes::reap(pid);
+                processes::process_state(pid).is_some_and(|state| state.state == 'Z')
+            });
+            seen.is_empty().then_some(())
         });
     }
 }
@@ -433,6 +450,11 @@ impl Drop for Sandbox {
                 processes::send(pid, Signal::KILL);
             }
             std::thread::sleep(std::time::Duration::from_millis(3));
+        }
+        for pid in self.seen.borrow().iter() {
+            if !self.fronts.borrow().contains(pid) {
+                processes::reap(*pid);
+            }
         }
         if failed {
             eprintln!("---- what happened in {} ----", self.root.display());

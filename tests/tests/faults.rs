@@ -506,7 +506,7 @@ fn is_refused(text: &str, words: &[&str]) {
 fn io_uring_is_refused_by_name() {
     is_refused(
         "p = ctypes.create_string_buffer(120)\nfd = ctypes.CDLL(None).syscall(425, 8, p)\nif fd < 0: print('unsupported', flush=True)\nelse: os.dup2(fd, 77)",
-        &["python3", "77", "io_uring"],
+        &["python3", "descriptor", "io_uring"],
     );
 }
 

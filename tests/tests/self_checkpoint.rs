@@ -55,6 +55,16 @@ fn a_shell_line() {
     );
 }
 
+/// The very first thing that a program does.
+#[test]
+fn at_once() {
+    let sandbox = Sandbox::new();
+    for _ in 0..10 {
+        let end = sandbox.run(&["stasis", "checkpoint"]).finish();
+        assert_eq!(end.exit, Exit::Code(0), "{end:?}");
+    }
+}
+
 /// Twice from one program; the second image restarts behind the second.
 #[test]
 fn twice() {
