@@ -18,13 +18,16 @@ use stasis_sys::Pid;
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
 
+/// Soft and hard limit; `None` is no limit.
+pub type Limit = (Option<u64>, Option<u64>);
+
 /// See the module.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct State {
     /// `umask(2)`.
     pub umask: u32,
     /// Soft and hard limit of each of [`RESOURCES`]; `None` is no limit.
-    pub limits: Vec<(Option<u64>, Option<u64>)>,
+    pub limits: Vec<Limit>,
     /// `personality(2)`.
     pub personality: u32,
     /// `PR_GET_NO_NEW_PRIVS`.
@@ -85,7 +88,9 @@ pub fn capture(pid: Pid, status: &str) -> Result<State, EngineError> {
     let directory = fs::read_link(format!("/proc/{pid}/cwd"))
         .context(|| format!("reading the working directory of process {pid}"))?;
     Ok(State {
-        umask: status_field(status, "Umask").and_then(|mask| u32::from_str_radix(mask, 8).ok()).unwrap_or(0o22),
+        umask: status_field(status, "Umask")
+            .and_then(|mask| u32::from_str_radix(mask, 8).ok())
+            .unwrap_or(0o22),
         limits: read_limits(pid)?,
         personality: number(pid, "personality", 16).unwrap_or(0) as u32,
         no_new_privs: status_field(status, "NoNewPrivs") == Some("1"),
@@ -101,13 +106,19 @@ pub fn capture(pid: Pid, status: &str) -> Result<State, EngineError> {
 /// # Errors
 /// When a remote call fails.
 pub fn capture_remotely(state: &mut State, calls: &mut Calls<'_>) -> Result<(), EngineError> {
-    let plain = |calls: &mut Calls<'_>, name, option: i32| calls.call(name, libc::SYS_prctl, &[option as u64]);
+    let plain = |calls: &mut Calls<'_>, name, option: i32| {
+        calls.call(name, libc::SYS_prctl, &[option as u64])
+    };
     state.dumpable = plain(calls, "prctl(PR_GET_DUMPABLE)", libc::PR_GET_DUMPABLE)? as i32;
     state.timer_slack = plain(calls, "prctl(PR_GET_TIMERSLACK)", libc::PR_GET_TIMERSLACK)?;
-    state.huge_pages_off =
-        plain(calls, "prctl(PR_GET_THP_DISABLE)", libc::PR_GET_THP_DISABLE).is_ok_and(|value| value != 0);
-    state.parent_death_signal = calls.prctl_int("prctl(PR_GET_PDEATHSIG)", libc::PR_GET_PDEATHSIG)?;
-    state.subreaper = calls.prctl_int("prctl(PR_GET_CHILD_SUBREAPER)", libc::PR_GET_CHILD_SUBREAPER)? != 0;
+    state.huge_pages_off = plain(calls, "prctl(PR_GET_THP_DISABLE)", libc::PR_GET_THP_DISABLE)
+        .is_ok_and(|value| value != 0);
+    state.parent_death_signal =
+        calls.prctl_int("prctl(PR_GET_PDEATHSIG)", libc::PR_GET_PDEATHSIG)?;
+    state.subreaper = calls.prctl_int(
+        "prctl(PR_GET_CHILD_SUBREAPER)",
+        libc::PR_GET_CHILD_SUBREAPER,
+    )? != 0;
     Ok(())
 }
 
@@ -128,19 +139,37 @@ pub fn restore_here(state: &State) -> Result<(), EngineError> {
 /// # Errors
 /// When a remote call fails.
 pub fn restore_remotely(state: &State, calls: &mut Calls<'_>) -> Result<(), EngineError> {
-    let mut set = |name, option: i32, value: u64| calls.call(name, libc::SYS_prctl, &[option as u64, value, 0, 0, 0]);
-    set("prctl(PR_SET_TIMERSLACK)", libc::PR_SET_TIMERSLACK, state.timer_slack)?;
+    let mut set = |name, option: i32, value: u64| {
+        calls.call(name, libc::SYS_prctl, &[option as u64, value, 0, 0, 0])
+    };
+    set(
+        "prctl(PR_SET_TIMERSLACK)",
+        libc::PR_SET_TIMERSLACK,
+        state.timer_slack,
+    )?;
     if state.huge_pages_off {
         set("prctl(PR_SET_THP_DISABLE)", libc::PR_SET_THP_DISABLE, 1)?;
     }
     if state.no_new_privs {
         set("prctl(PR_SET_NO_NEW_PRIVS)", libc::PR_SET_NO_NEW_PRIVS, 1)?;
     }
-    set("prctl(PR_SET_CHILD_SUBREAPER)", libc::PR_SET_CHILD_SUBREAPER, u64::from(state.subreaper))?;
+    set(
+        "prctl(PR_SET_CHILD_SUBREAPER)",
+        libc::PR_SET_CHILD_SUBREAPER,
+        u64::from(state.subreaper),
+    )?;
     if state.parent_death_signal != 0 {
-        set("prctl(PR_SET_PDEATHSIG)", libc::PR_SET_PDEATHSIG, state.parent_death_signal as u64)?;
+        set(
+            "prctl(PR_SET_PDEATHSIG)",
+            libc::PR_SET_PDEATHSIG,
+            state.parent_death_signal as u64,
+        )?;
     }
-    calls.call("personality", libc::SYS_personality, &[u64::from(state.personality)])?;
+    calls.call(
+        "personality",
+        libc::SYS_personality,
+        &[u64::from(state.personality)],
+    )?;
     Ok(())
 }
 
@@ -151,7 +180,11 @@ pub fn restore_remotely(state: &State, calls: &mut Calls<'_>) -> Result<(), Engi
 pub fn restore_dumpable(state: &State, calls: &mut Calls<'_>) -> Result<(), EngineError> {
     // 2 (SUID_DUMP_ROOT) cannot be set by prctl(2).
     let value = u64::from(state.dumpable == 1);
-    calls.call("prctl(PR_SET_DUMPABLE)", libc::SYS_prctl, &[libc::PR_SET_DUMPABLE as u64, value])?;
+    calls.call(
+        "prctl(PR_SET_DUMPABLE)",
+        libc::SYS_prctl,
+        &[libc::PR_SET_DUMPABLE as u64, value],
+    )?;
     Ok(())
 }
 
@@ -163,7 +196,9 @@ pub fn restore_from_outside(state: &State, pid: Pid, virtual_pid: Pid, notes: &m
     ] {
         let path = format!("/proc/{pid}/{file}");
         if let Err(error) = fs::write(&path, value) {
-            notes.push(format!("{file} of process {virtual_pid} could not be given back: {error}"));
+            notes.push(format!(
+                "{file} of process {virtual_pid} could not be given back: {error}"
+            ));
         }
     }
     let Ok(now) = read_limits(pid) else { return };
@@ -171,15 +206,20 @@ pub fn restore_from_outside(state: &State, pid: Pid, virtual_pid: Pid, notes: &m
         if wanted == now {
             continue;
         }
-        let limit = Rlimit { current: wanted.0, maximum: wanted.1 };
+        let limit = Rlimit {
+            current: wanted.0,
+            maximum: wanted.1,
+        };
         if let Err(error) = prlimit(rustix_pid(pid), *resource, limit) {
-            notes.push(format!("the limit {resource:?} of process {virtual_pid} could not be given back: {error}"));
+            notes.push(format!(
+                "the limit {resource:?} of process {virtual_pid} could not be given back: {error}"
+            ));
         }
     }
 }
 
 /// `/proc/PID/limits` has them in a fixed order, named; it needs no permission over the process.
-fn read_limits(pid: Pid) -> Result<Vec<(Option<u64>, Option<u64>)>, EngineError> {
+fn read_limits(pid: Pid) -> Result<Vec<Limit>, EngineError> {
     let path = format!("/proc/{pid}/limits");
     let text = fs::read_to_string(&path).context(|| format!("reading {path}"))?;
     // The name takes 25 columns, the values two words.
@@ -192,7 +232,11 @@ fn read_limits(pid: Pid) -> Result<Vec<(Option<u64>, Option<u64>)>, EngineError>
     if rows.len() == RESOURCES.len() {
         Ok(rows)
     } else {
-        Err(EngineError::Failed(format!("{path} has {} limits instead of {}", rows.len(), RESOURCES.len())))
+        Err(EngineError::Failed(format!(
+            "{path} has {} limits instead of {}",
+            rows.len(),
+            RESOURCES.len()
+        )))
     }
 }
 

@@ -32,7 +32,11 @@ impl<'a> Calls<'a> {
     ) -> Result<Calls<'a>, EngineError> {
         let mut remote = Remote::begin(thread, instruction, ignores_trap)?;
         match map_scratch(&mut remote, hole) {
-            Ok(()) => Ok(Calls { remote, memory, scratch: hole }),
+            Ok(()) => Ok(Calls {
+                remote,
+                memory,
+                scratch: hole,
+            }),
             Err(error) => {
                 // The thread goes back to its program; what could not be done is told.
                 let _ = remote.finish().map(Stopped::detach);
@@ -52,7 +56,11 @@ impl<'a> Calls<'a> {
         memory: &'a Memory,
         scratch: u64,
     ) -> Result<Calls<'a>, EngineError> {
-        Ok(Calls { remote: Remote::begin(thread, instruction, ignores_trap)?, memory, scratch })
+        Ok(Calls {
+            remote: Remote::begin(thread, instruction, ignores_trap)?,
+            memory,
+            scratch,
+        })
     }
 
     /// Ends the remote calls of this thread and leaves the scratch page to the others.
@@ -85,7 +93,12 @@ impl<'a> Calls<'a> {
     ///
     /// # Errors
     /// The call's.
-    pub fn call(&mut self, name: &'static str, number: i64, arguments: &[u64]) -> Result<u64, TraceError> {
+    pub fn call(
+        &mut self,
+        name: &'static str,
+        number: i64,
+        arguments: &[u64],
+    ) -> Result<u64, TraceError> {
         self.remote.call(name, number, arguments)
     }
 
@@ -103,7 +116,9 @@ impl<'a> Calls<'a> {
     /// When they cannot be written.
     pub fn put_at(&self, offset: u64, bytes: &[u8]) -> Result<u64, EngineError> {
         let address = self.scratch + offset;
-        self.memory.write(bytes, address).context(|| format!("writing to thread {}", self.remote.tid()))?;
+        self.memory
+            .write(bytes, address)
+            .context(|| format!("writing to thread {}", self.remote.tid()))?;
         Ok(address)
     }
 
@@ -114,7 +129,9 @@ impl<'a> Calls<'a> {
     pub fn get<const N: usize>(&self, offset: u64) -> Result<[u8; N], EngineError> {
         let mut bytes = [0; N];
         let address = self.scratch + offset;
-        self.memory.read(&mut bytes, address).context(|| format!("reading from thread {}", self.remote.tid()))?;
+        self.memory
+            .read(&mut bytes, address)
+            .context(|| format!("reading from thread {}", self.remote.tid()))?;
         Ok(bytes)
     }
 
@@ -132,5 +149,11 @@ impl<'a> Calls<'a> {
 fn map_scratch(remote: &mut Remote, hole: u64) -> Result<(), TraceError> {
     let protection = (libc::PROT_READ | libc::PROT_WRITE) as u64;
     let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
-    remote.call("mmap", libc::SYS_mmap, &[hole, SCRATCH, protection, flags, u64::MAX, 0]).map(drop)
+    remote
+        .call(
+            "mmap",
+            libc::SYS_mmap,
+            &[hole, SCRATCH, protection, flags, u64::MAX, 0],
+        )
+        .map(drop)
 }

@@ -11,7 +11,9 @@ use crate::memory::{self, Collected, vdso};
 use crate::model::{Clocks, Process, Tree, Zombie};
 use crate::store::Store;
 use crate::tree::{self, Stat, status_field};
-use crate::{EngineError, Job, Refusal, attributes, credentials, signals, threads, timed_calls, timers};
+use crate::{
+    EngineError, Job, Refusal, attributes, credentials, signals, threads, timed_calls, timers,
+};
 use stasis_sys::Pid;
 use stasis_sys::task::{self, Shared};
 use std::collections::HashMap;
@@ -60,7 +62,10 @@ fn read_status(id: Pid) -> Result<String, EngineError> {
 
 /// A process by a thread that lives: `/proc` shows little of a process whose first thread has ended.
 pub(crate) fn living(process: &FrozenProcess) -> Pid {
-    process.threads.first().map_or(process.pid, |thread| thread.tid)
+    process
+        .threads
+        .first()
+        .map_or(process.pid, |thread| thread.tid)
 }
 
 /// Finds what cannot be saved, apart from descriptors, which are refused when they are captured.
@@ -72,16 +77,43 @@ pub fn settle(frozen: &Frozen, keeper: Pid) -> Result<(), EngineError> {
     for process in &frozen.processes {
         let id = living(process);
         let status = read_status(id)?;
-        obstacles(id, process.virtual_pid, &process.stat, &status, keeper, &mut refusals);
-        refusals.extend(memory::refusals(process.virtual_pid, &process.stat.comm, &maps::read(id)?));
+        obstacles(
+            id,
+            process.virtual_pid,
+            &process.stat,
+            &status,
+            keeper,
+            &mut refusals,
+        );
+        refusals.extend(memory::refusals(
+            process.virtual_pid,
+            &process.stat.comm,
+            &maps::read(id)?,
+        ));
         for thread in &process.threads {
-            if thread.stopped.as_ref().map(stasis_tracee::Stopped::registers).transpose()?.is_some_and(|r| r.is_32_bit()) {
-                refusals.push(refusal(process.virtual_pid, &process.stat, "the program", "it is a 32-bit program", "use the 64-bit one"));
+            if thread
+                .stopped
+                .as_ref()
+                .map(stasis_tracee::Stopped::registers)
+                .transpose()?
+                .is_some_and(|r| r.is_32_bit())
+            {
+                refusals.push(refusal(
+                    process.virtual_pid,
+                    &process.stat,
+                    "the program",
+                    "it is a 32-bit program",
+                    "use the 64-bit one",
+                ));
                 break;
             }
         }
     }
-    if refusals.is_empty() { Ok(()) } else { Err(EngineError::Refused(refusals)) }
+    if refusals.is_empty() {
+        Ok(())
+    } else {
+        Err(EngineError::Refused(refusals))
+    }
 }
 
 fn refusal(pid: Pid, stat: &Stat, object: &str, reason: &str, hint: &str) -> Refusal {
@@ -94,11 +126,27 @@ fn refusal(pid: Pid, stat: &Stat, object: &str, reason: &str, hint: &str) -> Ref
     }
 }
 
-fn obstacles(id: Pid, virtual_pid: Pid, stat: &Stat, status: &str, keeper: Pid, refusals: &mut Vec<Refusal>) {
+fn obstacles(
+    id: Pid,
+    virtual_pid: Pid,
+    stat: &Stat,
+    status: &str,
+    keeper: Pid,
+    refusals: &mut Vec<Refusal>,
+) {
     let mut refuse = |object: &str, reason: &str, hint: &str| {
         refusals.push(refusal(virtual_pid, stat, object, reason, hint));
     };
-    if status_field(status, "Seccomp").is_some_and(|mode| mode != "0") {
+    // Filters that the keeper has too were there before the job, as in a container: a restart finds its own.
+    let filters = |status: &str| {
+        let count =
+            status_field(status, "Seccomp_filters").and_then(|count| count.parse::<u32>().ok());
+        (
+            count.unwrap_or(0),
+            status_field(status, "Seccomp").map(str::to_owned),
+        )
+    };
+    if filters(status) != filters(&read_status(keeper).unwrap_or_default()) {
         refuse(
             "its system call filter (seccomp)",
             "the kernel does not let an ordinary user read filters back",
@@ -117,7 +165,11 @@ fn obstacles(id: Pid, virtual_pid: Pid, stat: &Stat, status: &str, keeper: Pid, 
     }
     match fs::read_link(format!("/proc/{id}/root")) {
         Ok(root) if root.as_os_str() == "/" => {}
-        _ => refuse("its root directory", "it is not / (chroot)", "run stasis inside the chroot"),
+        _ => refuse(
+            "its root directory",
+            "it is not / (chroot)",
+            "run stasis inside the chroot",
+        ),
     }
     if stat.parent != keeper {
         for (resource, name) in [
@@ -126,7 +178,11 @@ fn obstacles(id: Pid, virtual_pid: Pid, stat: &Stat, status: &str, keeper: Pid, 
             (Shared::FileSystem, "its working directory and umask"),
         ] {
             if task::share(id, stat.parent, resource).unwrap_or(false) {
-                refuse(name, "it is shared with its parent process (clone(2))", "wait until the program has done with that");
+                refuse(
+                    name,
+                    "it is shared with its parent process (clone(2))",
+                    "wait until the program has done with that",
+                );
             }
         }
     }
@@ -136,13 +192,22 @@ fn obstacles(id: Pid, virtual_pid: Pid, stat: &Stat, status: &str, keeper: Pid, 
 ///
 /// # Errors
 /// [`EngineError::Refused`] for descriptors that cannot be saved; others when a step fails. The program is undisturbed.
-pub fn capture(frozen: &mut Frozen, job: &Job, options: &Options, store: &Store) -> Result<Captured, EngineError> {
+pub fn capture(
+    frozen: &mut Frozen,
+    job: &Job,
+    options: &Options,
+    store: &Store,
+) -> Result<Captured, EngineError> {
     let frozen_at = Instant::now();
     let virtual_pids = frozen.virtual_pids();
     let views: Vec<ProcessView> = frozen
         .processes
         .iter()
-        .map(|p| ProcessView { pid: living(p), virtual_pid: p.virtual_pid, name: p.stat.comm.clone() })
+        .map(|p| ProcessView {
+            pid: living(p),
+            virtual_pid: p.virtual_pid,
+            name: p.stat.comm.clone(),
+        })
         .collect();
     let files = Collector::new(options.file_content_limit);
     let context = CaptureContext {
@@ -161,7 +226,16 @@ pub fn capture(frozen: &mut Frozen, job: &Job, options: &Options, store: &Store)
     let parent_of = |stat: &Stat| virtual_pids.get(&stat.parent).copied().unwrap_or(keeper);
     for (frozen, table) in frozen.processes.iter_mut().zip(open.tables) {
         let parent = parent_of(&frozen.stat);
-        let process = capture_process(frozen, parent, table, &files, &mut collected, store, frozen_at, &mut vdso)?;
+        let process = capture_process(
+            frozen,
+            parent,
+            table,
+            &files,
+            &mut collected,
+            store,
+            frozen_at,
+            &mut vdso,
+        )?;
         processes.push(process);
     }
     collected.shared.tie(&open.inodes);
@@ -178,7 +252,10 @@ pub fn capture(frozen: &mut Frozen, job: &Job, options: &Options, store: &Store)
         }
     });
     let zombies = zombies.collect();
-    let terminal = frozen.processes.iter().any(|process| process.stat.field(7) != 0);
+    let terminal = frozen
+        .processes
+        .iter()
+        .any(|process| process.stat.field(7) != 0);
     files.store(store)?;
     let tree = Tree {
         info: options.info.clone(),
@@ -189,18 +266,31 @@ pub fn capture(frozen: &mut Frozen, job: &Job, options: &Options, store: &Store)
         processes,
         zombies,
         files: Vec::new(),
-        shared: collected.shared.objects.into_iter().map(|(state, _)| state).collect(),
+        shared: collected
+            .shared
+            .objects
+            .into_iter()
+            .map(|(state, _)| state)
+            .collect(),
         descriptions: open.descriptions,
         vdso,
         clocks: clocks(job.keeper),
-        requester: options.requester.and_then(|pid| virtual_pids.get(&pid).copied()),
+        requester: options
+            .requester
+            .and_then(|pid| virtual_pids.get(&pid).copied()),
         terminal,
     };
-    Ok(Captured { tree, files, shared, notes: open.notes })
+    Ok(Captured {
+        tree,
+        files,
+        shared,
+        notes: open.notes,
+    })
 }
 
 fn innermost(status: &str, field: &str) -> Pid {
-    let last = status_field(status, field).and_then(|ids| ids.split_ascii_whitespace().last()?.parse().ok());
+    let last = status_field(status, field)
+        .and_then(|ids| ids.split_ascii_whitespace().last()?.parse().ok());
     Pid(last.unwrap_or(0))
 }
 
@@ -208,14 +298,21 @@ fn innermost(status: &str, field: &str) -> Pid {
 fn clocks(keeper: Pid) -> Clocks {
     let offsets = fs::read_to_string(format!("/proc/{keeper}/timens_offsets")).unwrap_or_default();
     let offset = |name: &str| -> (i64, i64) {
-        let line = offsets.lines().find(|line| line.starts_with(name)).unwrap_or_default();
-        let mut words = line.split_ascii_whitespace().skip(1).map(|word| word.parse().unwrap_or(0));
+        let line = offsets
+            .lines()
+            .find(|line| line.starts_with(name))
+            .unwrap_or_default();
+        let mut words = line
+            .split_ascii_whitespace()
+            .skip(1)
+            .map(|word| word.parse().unwrap_or(0));
         (words.next().unwrap_or(0), words.next().unwrap_or(0))
     };
     let read = |clock: rustix::time::ClockId, name: &str| {
         let now = rustix::time::clock_gettime(clock);
         let (seconds, nanoseconds) = offset(name);
-        let total = i128::from(now.tv_sec + seconds) * 1_000_000_000 + i128::from(now.tv_nsec + nanoseconds);
+        let total = i128::from(now.tv_sec + seconds) * 1_000_000_000
+            + i128::from(now.tv_nsec + nanoseconds);
         Duration::from_nanos(u64::try_from(total).unwrap_or(0))
     };
     Clocks {
@@ -224,7 +321,10 @@ fn clocks(keeper: Pid) -> Clocks {
     }
 }
 
-#[allow(clippy::too_many_arguments, reason = "one call site; a structure would only repeat the names")]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "one call site; a structure would only repeat the names"
+)]
 fn capture_process(
     frozen: &mut FrozenProcess,
     parent: Pid,
@@ -244,23 +344,33 @@ fn capture_process(
     let mut states = Vec::with_capacity(frozen.threads.len());
     let mut shared_queue = Vec::new();
     for thread in &mut frozen.threads {
-        let Some(stopped) = thread.stopped.as_mut() else { return Err(EngineError::Gone) };
+        let Some(stopped) = thread.stopped.as_mut() else {
+            return Err(EngineError::Gone);
+        };
         threads::abort_restartable_sequence(stopped, &frozen.memory)?;
-        let timed_call = thread.sleeping.map(|sleeping| sleeping.timed_call(frozen_at));
+        let timed_call = thread
+            .sleeping
+            .map(|sleeping| sleeping.timed_call(frozen_at));
         let mut state = threads::capture(id, thread.virtual_tid, stopped, timed_call)?;
         if states.is_empty() {
             shared_queue = stopped.pending_shared()?;
         }
         let waits = |queued: &signals::Queued| !state.mask.contains(queued.number());
-        let signalled = state.pending.iter().any(waits) || signals::queue(shared_queue.clone()).iter().any(waits);
+        let signalled = state.pending.iter().any(waits)
+            || signals::queue(shared_queue.clone()).iter().any(waits);
         if !signalled {
-            let _ = timed_calls::without_interruption(&mut state.registers, thread.sleeping.as_ref());
+            let _ =
+                timed_calls::without_interruption(&mut state.registers, thread.sleeping.as_ref());
         }
         states.push(state);
     }
     let mut attributes = attributes::capture(id, &status)?;
     let mut layout = memory::layout::capture(id, &frozen.stat)?;
-    let threads_by_id: HashMap<Pid, Pid> = frozen.threads.iter().map(|t| (t.tid, t.virtual_tid)).collect();
+    let threads_by_id: HashMap<Pid, Pid> = frozen
+        .threads
+        .iter()
+        .map(|t| (t.tid, t.virtual_tid))
+        .collect();
     let count = frozen.threads.len();
     let (signals, timers) = with_calls(frozen, count, &vmas, &status, |calls, number| {
         if number > 0 {
@@ -310,13 +420,18 @@ fn with_calls<T>(
     let instruction = vdso::syscall_instruction(vmas, &process.memory)?;
     let ignores_trap = signals::ignores_trap(status);
     let ranges: Vec<Range<u64>> = vmas.iter().map(|vma| vma.range.clone()).collect();
-    let hole = maps::find_hole(&ranges, SCRATCH)
-        .ok_or_else(|| EngineError::Failed(format!("process {} has no free address", process.virtual_pid)))?;
+    let hole = maps::find_hole(&ranges, SCRATCH).ok_or_else(|| {
+        EngineError::Failed(format!(
+            "process {} has no free address",
+            process.virtual_pid
+        ))
+    })?;
     let memory = &process.memory;
     let mut first = None;
     let mut outcome = Ok(());
     let (head, tail) = process.threads.split_at_mut(1);
-    let take = |thread: &mut crate::freeze::FrozenThread| thread.stopped.take().ok_or(EngineError::Gone);
+    let take =
+        |thread: &mut crate::freeze::FrozenThread| thread.stopped.take().ok_or(EngineError::Gone);
     let mut calls = Calls::begin(take(&mut head[0])?, instruction, ignores_trap, memory, hole)?;
     match ask(&mut calls, 0) {
         Ok(value) => first = value,
@@ -352,7 +467,9 @@ fn capture_shared(
         // Several processes may map different parts: each part is read where it is mapped, the first one found.
         let mut covered: Vec<Range<u64>> = Vec::new();
         for place in mapped.iter() {
-            let Some(index) = frozen.processes.iter().position(|p| p.pid == place.process) else { continue };
+            let Some(index) = frozen.processes.iter().position(|p| p.pid == place.process) else {
+                continue;
+            };
             let length = place.range.end - place.range.start;
             let fresh = subtract(place.offset..place.offset + length, &covered);
             if fresh.is_empty() {
@@ -369,12 +486,20 @@ fn capture_shared(
                 let offset = range.start - place.range.start + place.offset;
                 for piece in intersect(offset..offset + (range.end - range.start), &fresh) {
                     let address = piece.start - place.offset + place.range.start;
-                    parts.push(SharedPart { offset: piece.start, len: piece.end - piece.start, address });
+                    parts.push(SharedPart {
+                        offset: piece.start,
+                        len: piece.end - piece.start,
+                        address,
+                    });
                 }
             }
             covered.extend(fresh);
             if !parts.is_empty() {
-                all.push(SharedContents { object, process: index, parts });
+                all.push(SharedContents {
+                    object,
+                    process: index,
+                    parts,
+                });
             }
         }
     }
@@ -410,7 +535,9 @@ pub fn check(root: Pid) -> Result<Vec<Refusal>, EngineError> {
     let mut views = Vec::new();
     let keeper = Stat::read(root).ok_or(EngineError::Gone)?.parent;
     for pid in std::iter::once(root).chain(tree::descendants(root)) {
-        let (Some(stat), Ok(status)) = (Stat::read(pid), read_status(pid)) else { continue };
+        let (Some(stat), Ok(status)) = (Stat::read(pid), read_status(pid)) else {
+            continue;
+        };
         if matches!(stat.state, 'Z' | 'X') {
             continue;
         }
@@ -419,16 +546,31 @@ pub fn check(root: Pid) -> Result<Vec<Refusal>, EngineError> {
         match maps::read(pid) {
             Ok(areas) => refusals.extend(memory::refusals(virtual_pid, &stat.comm, &areas)),
             Err(_) => {
-                refusals.push(refusal(virtual_pid, &stat, "the process", "it may not be traced by you", "run it as yourself"));
+                refusals.push(refusal(
+                    virtual_pid,
+                    &stat,
+                    "the process",
+                    "it may not be traced by you",
+                    "run it as yourself",
+                ));
                 continue;
             }
         }
-        views.push(ProcessView { pid, virtual_pid, name: stat.comm });
+        views.push(ProcessView {
+            pid,
+            virtual_pid,
+            name: stat.comm,
+        });
     }
     let stdio = [None, None, None];
     let files = Collector::new(0);
-    let context =
-        CaptureContext { processes: &views, stdio: &stdio, contents: None, file_content_limit: 0, files: &files };
+    let context = CaptureContext {
+        processes: &views,
+        stdio: &stdio,
+        contents: None,
+        file_content_limit: 0,
+        files: &files,
+    };
     refusals.extend(descriptors::refusals(&context)?);
     Ok(refusals)
 }

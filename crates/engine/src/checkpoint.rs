@@ -9,6 +9,7 @@ use crate::{EngineError, Job, Refusal, faults, twin};
 use serde::{Deserialize, Serialize};
 use stasis_image::{Compression, ImageWriter, ObjectId, Run, StoreJob, WriteOptions};
 use stasis_sys::Pid;
+use stasis_sys::process::Waited;
 use stasis_sys::pagemap::Pages;
 use stasis_tracee::Memory;
 use std::collections::BTreeSet;
@@ -84,7 +85,10 @@ pub fn checkpoint(
 ) -> Result<Report, EngineError> {
     let began = Instant::now();
     faults::pass("begin")?;
-    let writing = WriteOptions { compression: options.compression, threads: options.threads };
+    let writing = WriteOptions {
+        compression: options.compression,
+        threads: options.threads,
+    };
     let store = Store::new(ImageWriter::create(path, writing)?);
     faults::pass("created")?;
     progress.step(Step::Freeze);
@@ -104,17 +108,26 @@ pub fn checkpoint(
         progress.step(Step::Twin);
         match twin::fork_all(&mut frozen) {
             Ok(made) => twins = made,
-            Err(error) => captured.notes.push(format!("the program stands still while it is written: {error}")),
+            Err(error) => captured.notes.push(format!(
+                "the program stands still while it is written: {error}"
+            )),
         }
     }
     faults::pass("twins")?;
     progress.step(Step::Write);
     write_shared(&frozen, &captured, &store)?;
-    let sources: Vec<(Pid, &Memory)> = frozen.processes.iter().map(|p| (capture::living(p), &p.memory)).collect();
+    let sources: Vec<(Pid, &Memory)> = frozen
+        .processes
+        .iter()
+        .map(|p| (capture::living(p), &p.memory))
+        .collect();
     let now = |area: &Area| twins.is_empty() || !area.is_in_twin();
     write_private(&sources, &mut captured, &store, now)?;
     faults::pass("written")?;
-    let (processes, threads) = (frozen.processes.len(), frozen.processes.iter().map(|p| p.threads.len()).sum());
+    let (processes, threads) = (
+        frozen.processes.len(),
+        frozen.processes.iter().map(|p| p.threads.len()).sum(),
+    );
     let mut pause = paused.elapsed();
     let held = if options.stop {
         Some(frozen)
@@ -126,7 +139,8 @@ pub fn checkpoint(
         None
     };
     if !twins.is_empty() {
-        let sources: Vec<(Pid, &Memory)> = twins.iter().map(|twin| (twin.pid, &twin.memory)).collect();
+        let sources: Vec<(Pid, &Memory)> =
+            twins.iter().map(|twin| (twin.pid, &twin.memory)).collect();
         write_private(&sources, &mut captured, &store, Area::is_in_twin)?;
         faults::pass("twins-written")?;
     }
@@ -156,7 +170,9 @@ pub fn checkpoint(
 
 fn sleeping(frozen: &Frozen) -> std::collections::HashMap<Pid, crate::timed_calls::Sleeping> {
     let threads = frozen.processes.iter().flat_map(|process| &process.threads);
-    threads.filter_map(|thread| Some((thread.tid, thread.sleeping?))).collect()
+    threads
+        .filter_map(|thread| Some((thread.tid, thread.sleeping?)))
+        .collect()
 }
 
 /// Below this much memory in all, forking twins takes longer than writing.
@@ -164,12 +180,22 @@ const WORTH_A_TWIN: u64 = 8 << 20;
 
 fn wants_twins(frozen: &Frozen, captured: &Captured, options: &Options) -> bool {
     let anonymous = |process: &crate::freeze::FrozenProcess| {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", capture::living(process))).unwrap_or_default();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", capture::living(process)))
+            .unwrap_or_default();
         let value = crate::tree::status_field(&status, "RssAnon").unwrap_or_default();
-        value.split_ascii_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) << 10
+        value
+            .split_ascii_whitespace()
+            .next()
+            .and_then(|kib| kib.parse::<u64>().ok())
+            .unwrap_or(0)
+            << 10
     };
     // A program that adopts orphans itself would be given the twins.
-    let adopts = captured.tree.processes.iter().any(|process| process.attributes.subreaper);
+    let adopts = captured
+        .tree
+        .processes
+        .iter()
+        .any(|process| process.attributes.subreaper);
     !options.stop && !adopts && frozen.processes.iter().map(anonymous).sum::<u64>() >= WORTH_A_TWIN
 }
 
@@ -188,11 +214,18 @@ fn write_private(
         process.memory.stored.append(&mut pages.own);
         process.memory.guards.append(&mut pages.guards);
     }
-    let memories: Vec<MemorySource<'_>> = sources.iter().map(|(_, memory)| MemorySource(memory)).collect();
+    let memories: Vec<MemorySource<'_>> = sources
+        .iter()
+        .map(|(_, memory)| MemorySource(memory))
+        .collect();
     let jobs: Vec<StoreJob<'_>> = runs
         .iter()
         .zip(&memories)
-        .map(|((object, runs), source)| StoreJob { object: *object, source, runs })
+        .map(|((object, runs), source)| StoreJob {
+            object: *object,
+            source,
+            runs,
+        })
         .collect();
     let stored = store.writer.store_all(&jobs)?;
     store.count(stored.read_len);
@@ -203,9 +236,21 @@ fn write_private(
 fn write_shared(frozen: &Frozen, captured: &Captured, store: &Store) -> Result<(), EngineError> {
     for shared in &captured.shared {
         let memory = &frozen.processes[shared.process].memory;
-        let source = ShiftedSource { memory, parts: &shared.parts };
-        let runs: Vec<Run> = shared.parts.iter().map(|part| Run { offset: part.offset, len: part.len }).collect();
-        let stored = store.writer.store(ObjectId(shared.object), &source, &runs)?;
+        let source = ShiftedSource {
+            memory,
+            parts: &shared.parts,
+        };
+        let runs: Vec<Run> = shared
+            .parts
+            .iter()
+            .map(|part| Run {
+                offset: part.offset,
+                len: part.len,
+            })
+            .collect();
+        let stored = store
+            .writer
+            .store(ObjectId(shared.object), &source, &runs)?;
         store.count(stored.read_len);
     }
     Ok(())
@@ -222,18 +267,29 @@ impl stasis_image::Source for ShiftedSource<'_> {
         let after = self.parts.partition_point(|part| part.offset <= offset);
         let part = after.checked_sub(1).map(|n| &self.parts[n]);
         match part {
-            Some(part) if offset + buffer.len() as u64 <= part.offset + part.len => {
-                self.memory.read(buffer, part.address + (offset - part.offset))
-            }
+            Some(part) if offset + buffer.len() as u64 <= part.offset + part.len => self
+                .memory
+                .read(buffer, part.address + (offset - part.offset)),
             _ => Err(std::io::ErrorKind::UnexpectedEof.into()),
         }
     }
 }
 
-/// Ends a tree that is frozen: it never runs again.
+/// Ends a tree that is frozen: it never runs again. The ends are waited for, as a tracer is told of each thread's
+/// before the parent is told of the process's.
 fn end(frozen: &Frozen) {
     for process in &frozen.processes {
         let _ = stasis_sys::signal::send(process.pid, stasis_sys::process::SIGKILL);
+    }
+    for process in &frozen.processes {
+        // The first thread ends last, as the kernel has it.
+        for thread in process.threads.iter().rev() {
+            while let Ok(Waited::Child(_, status)) = stasis_sys::process::wait(thread.tid, 0) {
+                if status.shell_code().is_some() {
+                    break;
+                }
+            }
+        }
     }
 }
 

@@ -25,7 +25,9 @@ pub struct State {
 
 fn four(status: &str, name: &str) -> [u32; 4] {
     let mut ids = [0; 4];
-    let words = status_field(status, name).unwrap_or_default().split_ascii_whitespace();
+    let words = status_field(status, name)
+        .unwrap_or_default()
+        .split_ascii_whitespace();
     for (id, word) in ids.iter_mut().zip(words) {
         *id = word.parse().unwrap_or(u32::MAX);
     }
@@ -35,8 +37,14 @@ fn four(status: &str, name: &str) -> [u32; 4] {
 /// Captures them from `/proc/PID/status`.
 #[must_use]
 pub fn capture(status: &str) -> State {
-    let hex = |name| status_field(status, name).and_then(|text| u64::from_str_radix(text, 16).ok()).unwrap_or(0);
-    let groups = status_field(status, "Groups").unwrap_or_default().split_ascii_whitespace();
+    let hex = |name| {
+        status_field(status, name)
+            .and_then(|text| u64::from_str_radix(text, 16).ok())
+            .unwrap_or(0)
+    };
+    let groups = status_field(status, "Groups")
+        .unwrap_or_default()
+        .split_ascii_whitespace();
     State {
         uids: four(status, "Uid"),
         gids: four(status, "Gid"),
@@ -53,11 +61,23 @@ const VERSION: u32 = 0x2008_0522;
 ///
 /// # Errors
 /// When a remote call fails.
-pub fn restore_remotely(state: &State, now: &State, calls: &mut Calls<'_>) -> Result<(), EngineError> {
+pub fn restore_remotely(
+    state: &State,
+    now: &State,
+    calls: &mut Calls<'_>,
+) -> Result<(), EngineError> {
     if state.groups != now.groups {
-        let groups: Vec<u8> = state.groups.iter().flat_map(|group| group.to_le_bytes()).collect();
+        let groups: Vec<u8> = state
+            .groups
+            .iter()
+            .flat_map(|group| group.to_le_bytes())
+            .collect();
         let address = calls.put(&groups)?;
-        calls.call("setgroups", libc::SYS_setgroups, &[state.groups.len() as u64, address])?;
+        calls.call(
+            "setgroups",
+            libc::SYS_setgroups,
+            &[state.groups.len() as u64, address],
+        )?;
     }
     if state.gids != now.gids {
         let [real, effective, saved, _] = state.gids.map(u64::from);

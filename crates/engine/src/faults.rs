@@ -32,7 +32,9 @@ pub fn pass(step: &str) -> Result<(), EngineError> {
                 let _ = stasis_sys::signal::send(Pid::current(), stasis_sys::process::SIGKILL);
                 Ok(())
             }
-            _ => Err(EngineError::Failed(format!("a fault was asked for at {step}"))),
+            _ => Err(EngineError::Failed(format!(
+                "a fault was asked for at {step}"
+            ))),
         },
         _ => Ok(()),
     }

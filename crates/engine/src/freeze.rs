@@ -114,7 +114,9 @@ impl Drop for Catch {
             let _ = stopped.detach();
         }
         for tid in born.0 {
-            if let Ok(stopped) = Running::born(tid).wait(Duration::from_millis(20), &mut Born::default()) {
+            if let Ok(stopped) =
+                Running::born(tid).wait(Duration::from_millis(20), &mut Born::default())
+            {
                 let _ = stopped.detach();
             }
         }
@@ -132,7 +134,10 @@ fn attempt(
     let limit = THREAD_LIMIT;
     loop {
         let mut fresh = Vec::new();
-        let members: Vec<Pid> = tree::descendants(keeper).into_iter().filter(|pid| !ours.contains(pid)).collect();
+        let members: Vec<Pid> = tree::descendants(keeper)
+            .into_iter()
+            .filter(|pid| !ours.contains(pid))
+            .collect();
         for pid in &members {
             for tid in tree::threads(*pid) {
                 if catch.stopped.contains_key(&tid) || catch.running.contains_key(&tid) {
@@ -202,13 +207,17 @@ fn assemble(
 ) -> Result<Frozen, EngineError> {
     let mut frozen = Frozen::default();
     for &pid in members {
-        let Some(stat) = Stat::read(pid) else { continue };
+        let Some(stat) = Stat::read(pid) else {
+            continue;
+        };
         let numbers = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let virtual_pid = tree::innermost_id(&numbers).unwrap_or(pid);
         let mut threads = Vec::new();
         let mut stopped_by = None;
         for tid in tree::threads(pid) {
-            let Some(stopped) = catch.stopped.remove(&tid) else { continue };
+            let Some(stopped) = catch.stopped.remove(&tid) else {
+                continue;
+            };
             if let Stop::Group(signal) = stopped.stop() {
                 stopped_by = Some(signal);
             }
@@ -220,7 +229,11 @@ fn assemble(
             });
         }
         if threads.is_empty() {
-            frozen.zombies.push(FrozenZombie { pid, virtual_pid, stat });
+            frozen.zombies.push(FrozenZombie {
+                pid,
+                virtual_pid,
+                stat,
+            });
             continue;
         }
         for thread in &mut threads {
@@ -228,12 +241,14 @@ fn assemble(
                 virtual_pid
             } else {
                 let path = format!("/proc/{pid}/task/{}/status", thread.tid);
-                tree::innermost_id(&fs::read_to_string(path).unwrap_or_default()).unwrap_or(thread.tid)
+                tree::innermost_id(&fs::read_to_string(path).unwrap_or_default())
+                    .unwrap_or(thread.tid)
             };
         }
         let leader_exited = threads[0].tid != pid;
         // Any living thread's view is the process's; a dead leader has none.
-        let memory = Memory::open(threads[0].tid).context(|| format!("opening the memory of process {pid}"))?;
+        let memory = Memory::open(threads[0].tid)
+            .context(|| format!("opening the memory of process {pid}"))?;
         frozen.processes.push(FrozenProcess {
             pid,
             virtual_pid,
@@ -260,7 +275,9 @@ impl Frozen {
     #[must_use]
     pub fn virtual_pids(&self) -> HashMap<Pid, Pid> {
         let living = self.processes.iter().map(|p| (p.pid, p.virtual_pid));
-        living.chain(self.zombies.iter().map(|z| (z.pid, z.virtual_pid))).collect()
+        living
+            .chain(self.zombies.iter().map(|z| (z.pid, z.virtual_pid)))
+            .collect()
     }
 }
 

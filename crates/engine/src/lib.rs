@@ -5,6 +5,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod attributes;
+pub mod calls;
+pub mod capture;
 pub mod checkpoint;
 pub mod contents;
 pub mod credentials;
@@ -12,21 +15,18 @@ pub mod descriptors;
 pub mod error;
 pub mod faults;
 pub mod file_policy;
+pub mod freeze;
 pub mod job;
 pub mod keeper;
+pub mod maps;
 pub mod memory;
 pub mod model;
 pub mod progress;
 pub mod restart;
-pub mod attributes;
-pub mod calls;
-pub mod capture;
-pub mod freeze;
-pub mod maps;
-pub mod timed_calls;
 pub mod signals;
 pub mod store;
 pub mod threads;
+pub mod timed_calls;
 pub mod timers;
 pub mod tree;
 pub mod twin;

@@ -33,7 +33,7 @@ pub struct Vma {
 impl Vma {
     /// Length in bytes.
     #[must_use]
-    pub fn len(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         self.range.end - self.range.start
     }
 
@@ -46,7 +46,9 @@ impl Vma {
     /// The path without the kernel's ` (deleted)`, and whether it was there.
     #[must_use]
     pub fn deleted_path(&self) -> (&[u8], bool) {
-        self.path.strip_suffix(b" (deleted)").map_or((&self.path, false), |path| (path, true))
+        self.path
+            .strip_suffix(b" (deleted)")
+            .map_or((&self.path, false), |path| (path, true))
     }
 }
 
@@ -56,7 +58,9 @@ impl Vma {
 /// When `/proc/ID/smaps` cannot be read.
 pub fn read_detailed(id: Pid) -> Result<Vec<Vma>, EngineError> {
     let path = format!("/proc/{id}/smaps");
-    Ok(parse(&std::fs::read(&path).context(|| format!("reading {path}"))?))
+    Ok(parse(
+        &std::fs::read(&path).context(|| format!("reading {path}"))?,
+    ))
 }
 
 /// Reads the areas without flags: much quicker.
@@ -65,7 +69,9 @@ pub fn read_detailed(id: Pid) -> Result<Vec<Vma>, EngineError> {
 /// When `/proc/ID/maps` cannot be read.
 pub fn read(id: Pid) -> Result<Vec<Vma>, EngineError> {
     let path = format!("/proc/{id}/maps");
-    Ok(parse(&std::fs::read(&path).context(|| format!("reading {path}"))?))
+    Ok(parse(
+        &std::fs::read(&path).context(|| format!("reading {path}"))?,
+    ))
 }
 
 fn parse(text: &[u8]) -> Vec<Vma> {
@@ -75,7 +81,9 @@ fn parse(text: &[u8]) -> Vec<Vma> {
             areas.push(area);
         } else if let Some(area) = areas.last_mut() {
             if let Some(flags) = line.strip_prefix(b"VmFlags:") {
-                let codes = flags.split(|byte| *byte == b' ').filter_map(|code| code.try_into().ok());
+                let codes = flags
+                    .split(|byte| *byte == b' ')
+                    .filter_map(|code| code.try_into().ok());
                 area.flags = codes.collect();
             } else if let Some(value) = line.strip_prefix(b"Swap:") {
                 area.swap = kilobytes(value);
@@ -89,7 +97,11 @@ fn parse(text: &[u8]) -> Vec<Vma> {
 
 fn kilobytes(value: &[u8]) -> u64 {
     let text = String::from_utf8_lossy(value);
-    text.split_ascii_whitespace().next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0) << 10
+    text.split_ascii_whitespace()
+        .next()
+        .and_then(|word| word.parse::<u64>().ok())
+        .unwrap_or(0)
+        << 10
 }
 
 /// `start-end perms offset major:minor inode   path`.
@@ -97,7 +109,10 @@ fn parse_head(line: &[u8]) -> Option<Vma> {
     let mut rest = line;
     let mut word = || -> Option<&[u8]> {
         let start = rest.iter().position(|byte| *byte != b' ')?;
-        let end = rest[start..].iter().position(|byte| *byte == b' ').map_or(rest.len(), |n| start + n);
+        let end = rest[start..]
+            .iter()
+            .position(|byte| *byte == b' ')
+            .map_or(rest.len(), |n| start + n);
         let (word, tail) = (&rest[start..end], &rest[end..]);
         rest = tail;
         std::str::from_utf8(word).ok().map(str::as_bytes)
@@ -113,13 +128,21 @@ fn parse_head(line: &[u8]) -> Option<Vma> {
     let offset = hex(word()?)?;
     let device = word()?;
     let colon = device.iter().position(|byte| *byte == b':')?;
-    let device = rustix::fs::makedev(hex(&device[..colon])? as u32, hex(&device[colon + 1..])? as u32);
+    let device = rustix::fs::makedev(
+        hex(&device[..colon])? as u32,
+        hex(&device[colon + 1..])? as u32,
+    );
     let inode = std::str::from_utf8(word()?).ok()?.parse().ok()?;
-    let start = rest.iter().position(|byte| *byte != b' ').unwrap_or(rest.len());
+    let start = rest
+        .iter()
+        .position(|byte| *byte != b' ')
+        .unwrap_or(rest.len());
     let bit = |at: usize, letter: u8, value: i32| if permissions[at] == letter { value } else { 0 };
     Some(Vma {
         range,
-        protection: bit(0, b'r', libc::PROT_READ) | bit(1, b'w', libc::PROT_WRITE) | bit(2, b'x', libc::PROT_EXEC),
+        protection: bit(0, b'r', libc::PROT_READ)
+            | bit(1, b'w', libc::PROT_WRITE)
+            | bit(2, b'x', libc::PROT_EXEC),
         shared: permissions[3] == b's',
         offset,
         device,
@@ -171,7 +194,8 @@ pub fn find_hole<'a>(areas: impl IntoIterator<Item = &'a Range<u64>>, len: u64) 
 mod tests {
     use super::*;
 
-    const SAMPLE: &[u8] = b"7f0000000000-7f0000002000 rw-p 00001000 fe:01 42                 /a b\\012c (deleted)\n\
+    const SAMPLE: &[u8] =
+        b"7f0000000000-7f0000002000 rw-p 00001000 fe:01 42                 /a b\\012c (deleted)\n\
         Rss:                   8 kB\nSwap:                  4 kB\nVmFlags: rd wr mr mw me ac \n\
         ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]\n";
 
@@ -181,7 +205,10 @@ mod tests {
         assert_eq!(areas.len(), 2);
         assert_eq!(areas[0].range, 0x7f00_0000_0000..0x7f00_0000_2000);
         assert_eq!(areas[0].deleted_path(), (&b"/a b\nc"[..], true));
-        assert_eq!((areas[0].inode, areas[0].swap, areas[0].resident), (42, 4096, 8192));
+        assert_eq!(
+            (areas[0].inode, areas[0].swap, areas[0].resident),
+            (42, 4096, 8192)
+        );
         assert!(areas[0].has(b"mw") && !areas[0].has(b"ht"));
         assert_eq!(areas[1].path, b"[vsyscall]");
         assert_eq!(areas[1].protection, libc::PROT_EXEC);
@@ -191,6 +218,10 @@ mod tests {
     fn holes_keep_their_distance() {
         let areas = [0x40_0000..0x50_0000, 0x7000_0000_0000..0x7000_0001_0000];
         let hole = find_hole(&areas, 0x3000).expect("a hole");
-        assert!(areas.iter().all(|a| hole + 0x4000 <= a.start || hole >= a.end + 0x1000));
+        assert!(
+            areas
+                .iter()
+                .all(|a| hole + 0x4000 <= a.start || hole >= a.end + 0x1000)
+        );
     }
 }

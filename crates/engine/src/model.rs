@@ -87,7 +87,9 @@ impl Process {
     /// Its name: that of its first thread.
     #[must_use]
     pub fn name(&self) -> String {
-        self.threads.first().map_or_else(String::new, |thread| String::from_utf8_lossy(&thread.name).into_owned())
+        self.threads.first().map_or_else(String::new, |thread| {
+            String::from_utf8_lossy(&thread.name).into_owned()
+        })
     }
 }
 
@@ -115,7 +117,10 @@ impl Tree {
     /// When it cannot be decoded.
     pub fn of(image: &Image) -> Result<Tree, EngineError> {
         postcard::from_bytes(image.metadata()).map_err(|error| {
-            EngineError::Failed(format!("{}: its description of the program cannot be read: {error}", image.path().display()))
+            EngineError::Failed(format!(
+                "{}: its description of the program cannot be read: {error}",
+                image.path().display()
+            ))
         })
     }
 
@@ -124,6 +129,7 @@ impl Tree {
     /// # Errors
     /// None in practice.
     pub fn encode(&self) -> Result<Vec<u8>, EngineError> {
-        postcard::to_stdvec(self).map_err(|error| EngineError::Failed(format!("describing the program: {error}")))
+        postcard::to_stdvec(self)
+            .map_err(|error| EngineError::Failed(format!("describing the program: {error}")))
     }
 }

@@ -23,12 +23,18 @@ impl Queued {
     /// The signal's number.
     #[must_use]
     pub fn number(&self) -> i32 {
-        self.0.get(..4).and_then(|b| b.try_into().ok()).map_or(0, i32::from_ne_bytes)
+        self.0
+            .get(..4)
+            .and_then(|b| b.try_into().ok())
+            .map_or(0, i32::from_ne_bytes)
     }
 }
 
 pub(crate) fn queue(pending: Vec<PendingSignal>) -> Vec<Queued> {
-    pending.into_iter().map(|info| Queued(info.to_vec())).collect()
+    pending
+        .into_iter()
+        .map(|info| Queued(info.to_vec()))
+        .collect()
 }
 
 /// What a process does with a signal: the kernel's `struct sigaction`.
@@ -48,13 +54,27 @@ const ACTION_BYTES: usize = 32;
 
 impl Action {
     fn decode(bytes: &[u8; ACTION_BYTES]) -> Action {
-        let word = |at: usize| bytes[at..at + 8].iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte));
-        Action { handler: word(0), flags: word(8), restorer: word(16), mask: word(24) }
+        let word = |at: usize| {
+            bytes[at..at + 8]
+                .iter()
+                .rev()
+                .fold(0u64, |value, byte| value << 8 | u64::from(*byte))
+        };
+        Action {
+            handler: word(0),
+            flags: word(8),
+            restorer: word(16),
+            mask: word(24),
+        }
     }
 
     fn encode(self) -> [u8; ACTION_BYTES] {
         let mut bytes = [0; ACTION_BYTES];
-        for (chunk, word) in bytes.chunks_exact_mut(8).zip([self.handler, self.flags, self.restorer, self.mask]) {
+        for (chunk, word) in
+            bytes
+                .chunks_exact_mut(8)
+                .zip([self.handler, self.flags, self.restorer, self.mask])
+        {
             chunk.copy_from_slice(&word.to_le_bytes());
         }
         bytes
@@ -71,7 +91,11 @@ pub struct State {
 }
 
 fn set(status: &str, field: &str) -> SignalSet {
-    SignalSet(status_field(status, field).and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or(0))
+    SignalSet(
+        status_field(status, field)
+            .and_then(|hex| u64::from_str_radix(hex, 16).ok())
+            .unwrap_or(0),
+    )
 }
 
 /// Whether the process ignores SIGTRAP (see [`stasis_tracee::Remote::begin`]).
@@ -84,17 +108,29 @@ pub fn ignores_trap(status: &str) -> bool {
 ///
 /// # Errors
 /// When a remote call fails.
-pub fn capture_remotely(status: &str, pending: Vec<PendingSignal>, calls: &mut Calls<'_>) -> Result<State, EngineError> {
-    let interesting = SignalSet(set(status, "SigCgt").0 | set(status, "SigIgn").0).with(libc::SIGCHLD);
+pub fn capture_remotely(
+    status: &str,
+    pending: Vec<PendingSignal>,
+    calls: &mut Calls<'_>,
+) -> Result<State, EngineError> {
+    let interesting =
+        SignalSet(set(status, "SigCgt").0 | set(status, "SigIgn").0).with(libc::SIGCHLD);
     let mut actions = Vec::new();
     for signal in interesting.iter() {
-        calls.call("rt_sigaction", libc::SYS_rt_sigaction, &[signal as u64, 0, calls.scratch, 8])?;
+        calls.call(
+            "rt_sigaction",
+            libc::SYS_rt_sigaction,
+            &[signal as u64, 0, calls.scratch, 8],
+        )?;
         let action = Action::decode(&calls.get(0)?);
         if action != Action::default() {
             actions.push((signal, action));
         }
     }
-    Ok(State { actions, pending: queue(pending) })
+    Ok(State {
+        actions,
+        pending: queue(pending),
+    })
 }
 
 /// Gives a new process, all of whose actions are the default ones, its actions.
@@ -104,7 +140,11 @@ pub fn capture_remotely(status: &str, pending: Vec<PendingSignal>, calls: &mut C
 pub fn restore_actions(state: &State, calls: &mut Calls<'_>) -> Result<(), EngineError> {
     for (signal, action) in &state.actions {
         let address = calls.put(&action.encode())?;
-        calls.call("rt_sigaction", libc::SYS_rt_sigaction, &[*signal as u64, address, 0, 8])?;
+        calls.call(
+            "rt_sigaction",
+            libc::SYS_rt_sigaction,
+            &[*signal as u64, address, 0, 8],
+        )?;
     }
     Ok(())
 }
@@ -113,7 +153,11 @@ pub fn restore_actions(state: &State, calls: &mut Calls<'_>) -> Result<(), Engin
 ///
 /// # Errors
 /// When a remote call fails.
-pub fn requeue_shared(queued: &[Queued], process: Pid, calls: &mut Calls<'_>) -> Result<(), EngineError> {
+pub fn requeue_shared(
+    queued: &[Queued],
+    process: Pid,
+    calls: &mut Calls<'_>,
+) -> Result<(), EngineError> {
     for signal in queued {
         let address = calls.put(&signal.0)?;
         let arguments = [process.0 as u64, signal.number() as u64, address];
@@ -134,7 +178,12 @@ pub fn requeue_to_thread(
 ) -> Result<(), EngineError> {
     for signal in queued {
         let address = calls.put(&signal.0)?;
-        let arguments = [process.0 as u64, thread.0 as u64, signal.number() as u64, address];
+        let arguments = [
+            process.0 as u64,
+            thread.0 as u64,
+            signal.number() as u64,
+            address,
+        ];
         calls.call("rt_tgsigqueueinfo", libc::SYS_rt_tgsigqueueinfo, &arguments)?;
     }
     Ok(())

@@ -23,7 +23,11 @@ impl Store {
     /// Wraps a writer.
     #[must_use]
     pub fn new(writer: ImageWriter) -> Store {
-        Store { writer, next: AtomicU32::new(1), captured: AtomicU64::new(0) }
+        Store {
+            writer,
+            next: AtomicU32::new(1),
+            captured: AtomicU64::new(0),
+        }
     }
 
     /// A number that no other object of this image has.
@@ -64,11 +68,16 @@ fn data_runs(file: &File, len: u64) -> io::Result<Vec<Run>> {
             Err(rustix::io::Errno::INVAL) => at,
             Err(error) => return Err(error.into()),
         };
-        let end = rustix::fs::seek(file, SeekFrom::Hole(start)).unwrap_or(len).min(len);
+        let end = rustix::fs::seek(file, SeekFrom::Hole(start))
+            .unwrap_or(len)
+            .min(len);
         if start >= len || end <= start {
             break;
         }
-        runs.push(Run { offset: start, len: end - start });
+        runs.push(Run {
+            offset: start,
+            len: end - start,
+        });
         at = end;
     }
     Ok(runs)
@@ -92,7 +101,8 @@ impl ContentLoader for Loader<'_> {
         let mut buffer = Vec::new();
         for extent in self.0.extents(ObjectId(content.0)) {
             self.0.read_extent(extent, &mut buffer)?;
-            file.write_all_at(&buffer, extent.offset).context(|| "writing saved contents".into())?;
+            file.write_all_at(&buffer, extent.offset)
+                .context(|| "writing saved contents".into())?;
         }
         Ok(())
     }

@@ -74,8 +74,17 @@ const SS_ONSTACK: u32 = 1;
 
 impl AlternateStack {
     fn decode(bytes: &[u8; STACK_T_BYTES]) -> AlternateStack {
-        let word = |at: usize| bytes[at..at + 8].iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte));
-        AlternateStack { base: word(0), flags: word(8) as u32 & !SS_ONSTACK, size: word(16) }
+        let word = |at: usize| {
+            bytes[at..at + 8]
+                .iter()
+                .rev()
+                .fold(0u64, |value, byte| value << 8 | u64::from(*byte))
+        };
+        AlternateStack {
+            base: word(0),
+            flags: word(8) as u32 & !SS_ONSTACK,
+            size: word(16),
+        }
     }
 
     fn encode(self) -> [u8; STACK_T_BYTES] {
@@ -92,9 +101,19 @@ impl AlternateStack {
 ///
 /// # Errors
 /// When the thread has died or its memory cannot be read.
-pub fn abort_restartable_sequence(thread: &mut Stopped, memory: &Memory) -> Result<(), EngineError> {
-    let Some(rseq) = thread.rseq()? else { return Ok(()) };
-    let reading = || format!("reading the restartable sequence of thread {}", thread.tid());
+pub fn abort_restartable_sequence(
+    thread: &mut Stopped,
+    memory: &Memory,
+) -> Result<(), EngineError> {
+    let Some(rseq) = thread.rseq()? else {
+        return Ok(());
+    };
+    let reading = || {
+        format!(
+            "reading the restartable sequence of thread {}",
+            thread.tid()
+        )
+    };
     let descriptor = memory.read_u64(rseq.pointer + 8).context(reading)?;
     if descriptor == 0 {
         return Ok(());
@@ -107,7 +126,9 @@ pub fn abort_restartable_sequence(thread: &mut Stopped, memory: &Memory) -> Resu
     if registers.rip.wrapping_sub(start) < length {
         registers.rip = abort;
         let tid = thread.tid();
-        memory.write(&[0; 8], rseq.pointer + 8).context(|| format!("writing to thread {tid}"))?;
+        memory
+            .write(&[0; 8], rseq.pointer + 8)
+            .context(|| format!("writing to thread {tid}"))?;
         thread.set_registers(&registers)?;
     }
     Ok(())
@@ -125,7 +146,8 @@ pub fn capture(
 ) -> Result<State, EngineError> {
     let tid = thread.tid();
     let reading = |what: &'static str| move || format!("reading the {what} of thread {tid}");
-    let mut name = std::fs::read(format!("/proc/{process}/task/{tid}/comm")).context(reading("name"))?;
+    let mut name =
+        std::fs::read(format!("/proc/{process}/task/{tid}/comm")).context(reading("name"))?;
     name.pop();
     Ok(State {
         virtual_tid,
@@ -152,7 +174,11 @@ pub fn capture(
 pub fn capture_remotely(state: &mut State, calls: &mut Calls<'_>) -> Result<(), EngineError> {
     calls.call("sigaltstack", libc::SYS_sigaltstack, &[0, calls.scratch])?;
     state.alternate_stack = AlternateStack::decode(&calls.get(0)?);
-    calls.call("prctl(PR_GET_TID_ADDRESS)", libc::SYS_prctl, &[libc::PR_GET_TID_ADDRESS as u64, calls.scratch])?;
+    calls.call(
+        "prctl(PR_GET_TID_ADDRESS)",
+        libc::SYS_prctl,
+        &[libc::PR_GET_TID_ADDRESS as u64, calls.scratch],
+    )?;
     state.clear_at_exit = u64::from_le_bytes(calls.get(0)?);
     Ok(())
 }
@@ -162,18 +188,39 @@ pub fn capture_remotely(state: &mut State, calls: &mut Calls<'_>) -> Result<(), 
 ///
 /// # Errors
 /// When a remote call fails.
-pub fn restore_remotely(state: &State, calls: &mut Calls<'_>, notes: &mut Vec<String>) -> Result<(), EngineError> {
+pub fn restore_remotely(
+    state: &State,
+    calls: &mut Calls<'_>,
+    notes: &mut Vec<String>,
+) -> Result<(), EngineError> {
     let mut name = state.name.clone();
     name.push(0);
     let address = calls.put(&name)?;
-    calls.call("prctl(PR_SET_NAME)", libc::SYS_prctl, &[libc::PR_SET_NAME as u64, address])?;
+    calls.call(
+        "prctl(PR_SET_NAME)",
+        libc::SYS_prctl,
+        &[libc::PR_SET_NAME as u64, address],
+    )?;
     let address = calls.put(&state.alternate_stack.encode())?;
     calls.call("sigaltstack", libc::SYS_sigaltstack, &[address, 0])?;
-    calls.call("set_tid_address", libc::SYS_set_tid_address, &[state.clear_at_exit])?;
+    calls.call(
+        "set_tid_address",
+        libc::SYS_set_tid_address,
+        &[state.clear_at_exit],
+    )?;
     // Also where it is empty: the thread may have one of the process that it was made from.
-    calls.call("set_robust_list", libc::SYS_set_robust_list, &[state.robust_list.0, ROBUST_LIST_HEAD_BYTES])?;
+    calls.call(
+        "set_robust_list",
+        libc::SYS_set_robust_list,
+        &[state.robust_list.0, ROBUST_LIST_HEAD_BYTES],
+    )?;
     if let Some(rseq) = state.rseq {
-        let arguments = [rseq.pointer, u64::from(rseq.size), 0, u64::from(rseq.signature)];
+        let arguments = [
+            rseq.pointer,
+            u64::from(rseq.size),
+            0,
+            u64::from(rseq.signature),
+        ];
         calls.call("rseq", libc::SYS_rseq, &arguments)?;
     }
     restore_from_outside(state, calls.remote.tid(), notes);
@@ -184,16 +231,27 @@ fn restore_from_outside(state: &State, tid: Pid, notes: &mut Vec<String>) {
     let thread = state.virtual_tid;
     let mut try_to = |what: &str, result: io::Result<()>| {
         if let Err(error) = result {
-            notes.push(format!("the {what} of thread {thread} could not be given back: {error}"));
+            notes.push(format!(
+                "the {what} of thread {thread} could not be given back: {error}"
+            ));
         }
     };
     if task::affinity(tid).is_ok_and(|mask| mask != state.affinity) {
-        try_to("processor affinity", task::set_affinity(tid, &state.affinity));
+        try_to(
+            "processor affinity",
+            task::set_affinity(tid, &state.affinity),
+        );
     }
     if task::scheduling(tid).is_ok_and(|now| now != state.scheduling) {
-        try_to("scheduling policy", task::set_scheduling(tid, &state.scheduling));
+        try_to(
+            "scheduling policy",
+            task::set_scheduling(tid, &state.scheduling),
+        );
     }
     if task::io_priority(tid).is_ok_and(|now| now != state.io_priority) {
-        try_to("I/O priority", task::set_io_priority(tid, state.io_priority));
+        try_to(
+            "I/O priority",
+            task::set_io_priority(tid, state.io_priority),
+        );
     }
 }

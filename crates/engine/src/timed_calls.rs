@@ -56,12 +56,17 @@ pub fn scheduler_clock() -> Option<SchedulerClock> {
     // Yielding makes the kernel account for the time up to now.
     std::thread::yield_now();
     let scheduler = exec_start("/proc/thread-self/sched")?;
-    Some(SchedulerClock { scheduler, here: Instant::now() })
+    Some(SchedulerClock {
+        scheduler,
+        here: Instant::now(),
+    })
 }
 
 fn exec_start(path: &str) -> Option<Duration> {
     let text = fs::read_to_string(path).ok()?;
-    let line = text.lines().find(|line| line.starts_with("se.exec_start"))?;
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("se.exec_start"))?;
     let milliseconds: f64 = line.rsplit(':').next()?.trim().parse().ok()?;
     Duration::try_from_secs_f64(milliseconds / 1e3).ok()
 }
@@ -88,8 +93,14 @@ pub fn look(
         *argument = u64::from_str_radix(words.next()?.trim_start_matches("0x"), 16).ok()?;
     }
     let clock = clock?;
-    let slept = clock.scheduler.saturating_sub(exec_start(&format!("/proc/{pid}/task/{tid}/sched"))?);
-    Some(Sleeping { number, arguments, since: clock.here.checked_sub(slept)? })
+    let slept = clock
+        .scheduler
+        .saturating_sub(exec_start(&format!("/proc/{pid}/task/{tid}/sched"))?);
+    Some(Sleeping {
+        number,
+        arguments,
+        since: clock.here.checked_sub(slept)?,
+    })
 }
 
 /// Calls that sleep for a time given relative to now and that the kernel does not restart by a limit it has written back.
@@ -147,7 +158,9 @@ const EINTR: i64 = libc::EINTR as i64;
 /// whether there was anything to correct.
 #[must_use]
 pub fn without_interruption(registers: &mut Registers, sleeping: Option<&Sleeping>) -> bool {
-    let Some(number) = registers.interrupted_call() else { return false };
+    let Some(number) = registers.interrupted_call() else {
+        return false;
+    };
     if registers.result() != -EINTR || !returns_eintr(number) {
         return false;
     }
@@ -170,18 +183,24 @@ fn milliseconds_rounded_up(left: Duration) -> u64 {
 ///
 /// # Errors
 /// When the thread has died.
-pub fn hide_interruption(stopped: &mut Stopped, sleeping: Option<&Sleeping>) -> Result<(), EngineError> {
+pub fn hide_interruption(
+    stopped: &mut Stopped,
+    sleeping: Option<&Sleeping>,
+) -> Result<(), EngineError> {
     let mut registers = stopped.registers()?;
     if registers.result() != -EINTR || registers.interrupted_call().is_none() {
         return Ok(());
     }
     let mask = stopped.signal_mask()?;
-    let waiting = stopped.pending()?.into_iter().chain(stopped.pending_shared()?);
+    let waiting = stopped
+        .pending()?
+        .into_iter()
+        .chain(stopped.pending_shared()?);
     let interrupts = |info: stasis_tracee::PendingSignal| {
         let number = i32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
         !mask.contains(number)
     };
-    if !waiting.map(interrupts).any(|interrupts| interrupts) && without_interruption(&mut registers, sleeping) {
+    if !waiting.into_iter().any(interrupts) && without_interruption(&mut registers, sleeping) {
         stopped.set_registers(&registers)?;
     }
     Ok(())
@@ -214,7 +233,9 @@ pub fn resume_registers(
 ) -> Result<Registers, EngineError> {
     use stasis_tracee::arch::{ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS};
     let mut registers = *saved;
-    let Some(number) = saved.interrupted_call() else { return Ok(registers) };
+    let Some(number) = saved.interrupted_call() else {
+        return Ok(registers);
+    };
     match -saved.result() {
         ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => registers.reissue(number),
         ERESTART_RESTARTBLOCK => match timed_call {
@@ -232,25 +253,37 @@ pub fn resume_registers(
     Ok(registers)
 }
 
-fn rearm(mut registers: Registers, call: &TimedCall, calls: &mut Calls<'_>) -> Result<Registers, EngineError> {
+fn rearm(
+    mut registers: Registers,
+    call: &TimedCall,
+    calls: &mut Calls<'_>,
+) -> Result<Registers, EngineError> {
     let mut arguments = call.arguments;
     let result = match call.number {
         libc::SYS_nanosleep => {
             arguments[0] = remaining_timespec(call, arguments[0], calls)?;
-            calls.remote.call_and_interrupt("nanosleep", call.number, &arguments)?
+            calls
+                .remote
+                .call_and_interrupt("nanosleep", call.number, &arguments)?
         }
         libc::SYS_clock_nanosleep => {
             arguments[2] = remaining_timespec(call, arguments[2], calls)?;
-            calls.remote.call_and_interrupt("clock_nanosleep", call.number, &arguments)?
+            calls
+                .remote
+                .call_and_interrupt("clock_nanosleep", call.number, &arguments)?
         }
         libc::SYS_poll if (arguments[2] as i32) >= 0 => {
             let limit = Duration::from_millis(arguments[2] & 0xffff_ffff);
             arguments[2] = milliseconds_rounded_up(limit.saturating_sub(call.slept));
-            calls.remote.call_and_interrupt("poll", call.number, &arguments)?
+            calls
+                .remote
+                .call_and_interrupt("poll", call.number, &arguments)?
         }
         libc::SYS_futex if arguments[1] & FUTEX_COMMAND == FUTEX_WAIT && arguments[3] != 0 => {
             arguments[3] = remaining_timespec(call, arguments[3], calls)?;
-            calls.remote.call_and_interrupt("futex", call.number, &arguments)?
+            calls
+                .remote
+                .call_and_interrupt("futex", call.number, &arguments)?
         }
         _ => {
             registers.reissue(call.number);
@@ -268,7 +301,11 @@ fn rearm(mut registers: Registers, call: &TimedCall, calls: &mut Calls<'_>) -> R
 }
 
 /// Puts what is left of the `struct timespec` at `address` into the scratch page, and returns where.
-fn remaining_timespec(call: &TimedCall, address: u64, calls: &Calls<'_>) -> Result<u64, EngineError> {
+fn remaining_timespec(
+    call: &TimedCall,
+    address: u64,
+    calls: &Calls<'_>,
+) -> Result<u64, EngineError> {
     use crate::error::Context;
     let reading = || "reading a saved time limit".to_owned();
     let seconds = calls.memory.read_u64(address).context(reading)?;

@@ -47,7 +47,10 @@ pub struct State {
 fn decode(bytes: &[u8; 32]) -> Setting {
     let mut words = [0; 4];
     for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(8)) {
-        *word = chunk.iter().rev().fold(0i64, |value, byte| value << 8 | i64::from(*byte));
+        *word = chunk
+            .iter()
+            .rev()
+            .fold(0i64, |value, byte| value << 8 | i64::from(*byte));
     }
     words
 }
@@ -73,7 +76,11 @@ pub fn capture_remotely(
     // Missing where the kernel was built without CONFIG_CHECKPOINT_RESTORE; `check` tells.
     let list = std::fs::read_to_string(format!("/proc/{process}/timers")).unwrap_or_default();
     for mut timer in parse(&list) {
-        calls.call("timer_gettime", libc::SYS_timer_gettime, &[timer.id as u64, calls.scratch])?;
+        calls.call(
+            "timer_gettime",
+            libc::SYS_timer_gettime,
+            &[timer.id as u64, calls.scratch],
+        )?;
         timer.setting = decode(&calls.get(0)?);
         timer.thread = threads.get(&timer.thread).copied().unwrap_or(timer.thread);
         state.posix.push(timer);
@@ -87,7 +94,9 @@ const SYS_GETITIMER: i64 = libc::SYS_getitimer;
 fn parse(list: &str) -> Vec<PosixTimer> {
     let mut timers: Vec<PosixTimer> = Vec::new();
     for line in list.lines() {
-        let Some((key, value)) = line.split_once(':') else { continue };
+        let Some((key, value)) = line.split_once(':') else {
+            continue;
+        };
         let value = value.trim();
         if key == "ID" {
             timers.push(PosixTimer {
@@ -101,11 +110,14 @@ fn parse(list: &str) -> Vec<PosixTimer> {
             });
             continue;
         }
-        let Some(timer) = timers.last_mut() else { continue };
+        let Some(timer) = timers.last_mut() else {
+            continue;
+        };
         match (key, value.split_once('/')) {
             ("signal", Some((signal, pointer))) => {
                 timer.signal = signal.parse().unwrap_or(0);
-                timer.value = u64::from_str_radix(pointer.trim_start_matches("0x"), 16).unwrap_or(0);
+                timer.value =
+                    u64::from_str_radix(pointer.trim_start_matches("0x"), 16).unwrap_or(0);
             }
             ("notify", Some((how, target))) => {
                 timer.notify = match how {
@@ -138,7 +150,11 @@ pub fn restore_remotely(state: &State, calls: &mut Calls<'_>) -> Result<(), Engi
     for (which, setting) in state.interval_timers.iter().enumerate() {
         if setting != &[0; 4] {
             let address = calls.put(&encode(setting))?;
-            calls.call("setitimer", libc::SYS_setitimer, &[which as u64, address, 0])?;
+            calls.call(
+                "setitimer",
+                libc::SYS_setitimer,
+                &[which as u64, address, 0],
+            )?;
         }
     }
     Ok(())
@@ -149,7 +165,11 @@ fn restore_posix(timers: &[PosixTimer], calls: &mut Calls<'_>) -> Result<(), Eng
         return Ok(());
     }
     let choose = |calls: &mut Calls<'_>, on: u64| {
-        calls.call("prctl(PR_TIMER_CREATE_RESTORE_IDS)", libc::SYS_prctl, &[PR_TIMER_CREATE_RESTORE_IDS, on])
+        calls.call(
+            "prctl(PR_TIMER_CREATE_RESTORE_IDS)",
+            libc::SYS_prctl,
+            &[PR_TIMER_CREATE_RESTORE_IDS, on],
+        )
     };
     let choosable = choose(calls, 1).is_ok();
     for timer in timers {
@@ -160,7 +180,11 @@ fn restore_posix(timers: &[PosixTimer], calls: &mut Calls<'_>) -> Result<(), Eng
     }
     for timer in timers {
         let address = calls.put(&encode(&timer.setting))?;
-        calls.call("timer_settime", libc::SYS_timer_settime, &[timer.id as u64, 0, address, 0])?;
+        calls.call(
+            "timer_settime",
+            libc::SYS_timer_settime,
+            &[timer.id as u64, 0, address, 0],
+        )?;
     }
     Ok(())
 }
@@ -177,14 +201,21 @@ fn create(timer: &PosixTimer, choosable: bool, calls: &mut Calls<'_>) -> Result<
     loop {
         let event_at = calls.put(&event)?;
         let id_at = calls.put_at(ID_AT, &timer.id.to_le_bytes())?;
-        calls.call("timer_create", libc::SYS_timer_create, &[timer.clock as u64, event_at, id_at])?;
+        calls.call(
+            "timer_create",
+            libc::SYS_timer_create,
+            &[timer.clock as u64, event_at, id_at],
+        )?;
         let id = i32::from_le_bytes(calls.get(ID_AT)?);
         if id == timer.id {
             return Ok(());
         }
         calls.call("timer_delete", libc::SYS_timer_delete, &[id as u64])?;
         if choosable || id > timer.id {
-            return Err(EngineError::Failed(format!("the kernel would not give timer id {} (it gave {id})", timer.id)));
+            return Err(EngineError::Failed(format!(
+                "the kernel would not give timer id {} (it gave {id})",
+                timer.id
+            )));
         }
     }
 }
@@ -199,8 +230,14 @@ mod tests {
                     ID: 3\nsignal: 34/0000000000000007\nnotify: thread/tid.2640\nClockID: -6\n";
         let timers = parse(list);
         assert_eq!(timers.len(), 2);
-        assert_eq!((timers[0].signal, timers[0].value, timers[0].notify), (60, 0x7fff_86e4_52a8, libc::SIGEV_SIGNAL));
-        assert_eq!((timers[1].id, timers[1].clock, timers[1].thread), (3, -6, Pid(2640)));
+        assert_eq!(
+            (timers[0].signal, timers[0].value, timers[0].notify),
+            (60, 0x7fff_86e4_52a8, libc::SIGEV_SIGNAL)
+        );
+        assert_eq!(
+            (timers[1].id, timers[1].clock, timers[1].thread),
+            (3, -6, Pid(2640))
+        );
         assert_eq!(timers[1].notify, libc::SIGEV_THREAD | libc::SIGEV_THREAD_ID);
     }
 }

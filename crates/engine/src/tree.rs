@@ -59,15 +59,32 @@ pub fn children(pid: Pid) -> Vec<Pid> {
     };
     let mut found = Vec::new();
     for task in tasks.flatten() {
-        if let Ok(list) = fs::read_to_string(task.path().join("children")) {
-            found.extend(
+        match fs::read_to_string(task.path().join("children")) {
+            Ok(list) => found.extend(
                 list.split_ascii_whitespace()
                     .filter_map(|word| word.parse().ok())
                     .map(Pid),
-            );
+            ),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && task.path().exists() => {
+                return children_by_search(pid);
+            }
+            Err(_) => {}
         }
     }
     found
+}
+
+/// The same on kernels without CONFIG_PROC_CHILDREN: every process is asked for its parent.
+fn children_by_search(pid: Pid) -> Vec<Pid> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let ids = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .map(Pid);
+    ids.filter(|id| Stat::read(id).is_some_and(|stat| stat.parent == pid))
+        .collect()
 }
 
 /// Every descendant of `pid`, parents before children; not `pid` itself.
@@ -94,7 +111,9 @@ pub fn living_descendants(pid: Pid) -> Vec<Pid> {
 /// The threads of a process, the leader first, then ascending.
 #[must_use]
 pub fn threads(pid: Pid) -> Vec<Pid> {
-    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
     let mut found: Vec<Pid> = tasks
         .flatten()
         .filter_map(|task| task.file_name().to_str()?.parse().ok())
@@ -107,13 +126,21 @@ pub fn threads(pid: Pid) -> Vec<Pid> {
 /// The value of a field of `/proc/PID/status` (`proc_pid_status(5)`).
 #[must_use]
 pub fn status_field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
-    status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .map(str::trim)
 }
 
 /// The id that a process or thread has in its own pid namespace: the last of `NSpid`.
 #[must_use]
 pub fn innermost_id(status: &str) -> Option<Pid> {
-    status_field(status, "NSpid")?.split_ascii_whitespace().last()?.parse().ok().map(Pid)
+    status_field(status, "NSpid")?
+        .split_ascii_whitespace()
+        .last()?
+        .parse()
+        .ok()
+        .map(Pid)
 }
 
 #[cfg(test)]
@@ -129,6 +156,21 @@ mod tests {
         );
         assert_eq!(stat.field(5), 12);
         assert_eq!(stat.field(99), 0);
+    }
+
+    #[test]
+    fn both_ways_of_finding_children_agree() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .expect("sleep");
+        let pid = Pid(child.id() as i32);
+        let (listed, searched) = (children(Pid::current()), children_by_search(Pid::current()));
+        child
+            .kill()
+            .and_then(|()| child.wait())
+            .expect("ending sleep");
+        assert!(listed.contains(&pid) && searched.contains(&pid));
     }
 
     #[test]

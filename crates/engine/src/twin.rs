@@ -63,10 +63,15 @@ fn fork(process: &mut FrozenProcess) -> Result<Twin, EngineError> {
 
 fn fork_by(remote: &mut Remote, instruction: u64, ignores_trap: bool) -> Result<Twin, EngineError> {
     let flags = (libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_FS) as u64 | SIGNAL_NONE;
-    let intermediate = remote.clone_without_stack("clone", libc::SYS_clone, &[flags, 0, 0, 0, 0])?;
-    let twin = fork_twin(intermediate, instruction, ignores_trap);
+    let intermediate =
+        remote.clone_without_stack("clone", libc::SYS_clone, &[flags, 0, 0, 0, 0])?;
+    let twin = fork_twin(intermediate.tid, instruction, ignores_trap);
     // Its end is nobody's news but has to be taken note of, or it would stay a zombie of the program.
-    remote.call("wait4", libc::SYS_wait4, &[intermediate.0 as u64, 0, libc::__WALL as u64, 0])?;
+    remote.call(
+        "wait4",
+        libc::SYS_wait4,
+        &[intermediate.virtual_tid.0 as u64, 0, libc::__WALL as u64, 0],
+    )?;
     twin
 }
 
@@ -76,12 +81,16 @@ fn fork_twin(intermediate: Pid, instruction: u64, ignores_trap: bool) -> Result<
     let mut remote = Remote::begin(stopped, instruction, ignores_trap)?;
     let made = remote.clone_without_stack("clone", libc::SYS_clone, &[SIGNAL_NONE, 0, 0, 0, 0]);
     remote.end()?;
-    let pid = made?;
+    let pid = made?.tid;
     let mut stopped = Running::born(pid).wait(LIMIT, &mut Born::default())?;
     stopped.die_with_us()?;
     let mut remote = Remote::begin(stopped, instruction, ignores_trap)?;
     // A twin that kept the program's descriptors would keep pipes open that the program closes.
-    let closed = remote.call("close_range", libc::SYS_close_range, &[0, u64::from(u32::MAX), 0]);
+    let closed = remote.call(
+        "close_range",
+        libc::SYS_close_range,
+        &[0, u64::from(u32::MAX), 0],
+    );
     let stopped = remote.finish()?;
     let mut twin = Twin {
         pid,
@@ -89,7 +98,10 @@ fn fork_twin(intermediate: Pid, instruction: u64, ignores_trap: bool) -> Result<
             Ok(memory) => memory,
             Err(source) => {
                 stopped.kill();
-                return Err(EngineError::System { what: "opening the memory of a twin".into(), source });
+                return Err(EngineError::System {
+                    what: "opening the memory of a twin".into(),
+                    source,
+                });
             }
         },
         stopped: None,

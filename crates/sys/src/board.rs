@@ -33,12 +33,23 @@ impl Board {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
         // SAFETY: a fresh anonymous mapping at an address of the kernel's choice disturbs nothing.
-        let address = unsafe { libc::mmap(std::ptr::null_mut(), size_of::<Cells>(), protection, flags, -1, 0) };
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                size_of::<Cells>(),
+                protection,
+                flags,
+                -1,
+                0,
+            )
+        };
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         // Zeros are valid values of all cells, and a mapping is aligned to a page.
-        NonNull::new(address.cast()).map(Board).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+        NonNull::new(address.cast())
+            .map(Board)
+            .ok_or_else(|| io::ErrorKind::OutOfMemory.into())
     }
 
     fn cells(&self) -> &Cells {

@@ -150,7 +150,10 @@ pub fn close_from(first: u32) -> io::Result<()> {
 /// When `/proc/self/fd` cannot be read.
 pub fn open_descriptors() -> io::Result<Vec<RawFd>> {
     let entries = std::fs::read_dir("/proc/self/fd")?;
-    Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+    Ok(entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect())
 }
 
 /// Closes a descriptor by its number, in a process that gives up whatever owned it.

@@ -18,5 +18,9 @@ pub const TIME: i32 = 0x80;
 pub fn unshare(flags: i32) -> io::Result<()> {
     // SAFETY: unshare takes no pointers; it changes nothing about memory.
     let rc = unsafe { libc::unshare(flags) };
-    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }

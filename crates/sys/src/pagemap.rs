@@ -77,7 +77,11 @@ impl Pagemap {
     /// `ENOENT`, `EACCES`.
     pub fn open(id: crate::Pid) -> io::Result<Pagemap> {
         let file = File::open(format!("/proc/{id}/pagemap"))?;
-        Ok(Pagemap { file, scan: Scan::WithGuards, regions: vec![[0; 3]; 2048] })
+        Ok(Pagemap {
+            file,
+            scan: Scan::WithGuards,
+            regions: vec![[0; 3]; 2048],
+        })
     }
 
     /// Adds what `range` (page-aligned addresses) holds to `pages`.
@@ -89,7 +93,11 @@ impl Pagemap {
             match self.scan_range(range.clone(), pages) {
                 Ok(()) => return Ok(()),
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOTTY)) => {
-                    self.scan = if self.scan == Scan::WithGuards { Scan::Plain } else { Scan::Unavailable };
+                    self.scan = if self.scan == Scan::WithGuards {
+                        Scan::Plain
+                    } else {
+                        Scan::Unavailable
+                    };
                 }
                 Err(error) => return Err(error),
             }
@@ -98,7 +106,11 @@ impl Pagemap {
     }
 
     fn scan_range(&mut self, range: Range<u64>, pages: &mut Pages) -> io::Result<()> {
-        let guard = if self.scan == Scan::WithGuards { PAGE_IS_GUARD } else { 0 };
+        let guard = if self.scan == Scan::WithGuards {
+            PAGE_IS_GUARD
+        } else {
+            0
+        };
         let mut at = range.start;
         while at < range.end {
             let mut argument = ScanArgument {
@@ -120,8 +132,16 @@ impl Pagemap {
                 return Err(io::Error::last_os_error());
             }
             for &[start, end, categories] in &self.regions[..n as usize] {
-                let region = Region { start, end, categories };
-                let list = if guard != 0 && region.categories & guard != 0 { &mut pages.guards } else { &mut pages.own };
+                let region = Region {
+                    start,
+                    end,
+                    categories,
+                };
+                let list = if guard != 0 && region.categories & guard != 0 {
+                    &mut pages.guards
+                } else {
+                    &mut pages.own
+                };
                 append(list, region.start..region.end);
             }
             if argument.walk_end <= at {
@@ -176,7 +196,8 @@ mod tests {
         let mut map = Pagemap::open(crate::Pid::current()).expect("own pagemap");
         map.scan = scan;
         let mut pages = Pages::default();
-        map.look(start..start + 60 * PAGE, &mut pages).expect("looking at own memory");
+        map.look(start..start + 60 * PAGE, &mut pages)
+            .expect("looking at own memory");
         pages.own.iter().map(|r| (r.end - r.start) / PAGE).sum()
     }
 

@@ -89,6 +89,33 @@ pub fn fork_with(want: Option<Pid>, flags: u64) -> io::Result<Fork> {
     }
 }
 
+extern "C" fn end_at_once(_: *mut libc::c_void) -> libc::c_int {
+    0
+}
+
+/// Makes a process that ends at once, waits for it, and returns the id that it had: the cheapest way to make the kernel's
+/// counter of ids go on (some 30 microseconds).
+///
+/// # Errors
+/// `EAGAIN`, `ENOMEM`.
+pub fn spend_id() -> io::Result<Pid> {
+    // Aligned as the calling convention wants it, and large enough for a function that does nothing.
+    #[repr(align(16))]
+    struct Stack([u8; 4096]);
+    let mut stack = Stack([0; 4096]);
+    // SAFETY: one past the end of the array, to which the stack grows downwards.
+    let top = unsafe { stack.0.as_mut_ptr().add(stack.0.len()) };
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: the child shares this memory, runs on a stack of its own that outlives it, as CLONE_VFORK stops this thread until
+    // the child has ended, and calls nothing.
+    let rc = unsafe { libc::clone(end_at_once, top.cast(), flags, std::ptr::null_mut()) };
+    if rc < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    wait(Pid(rc), 0)?;
+    Ok(Pid(rc))
+}
+
 /// What `wait4(2)` told of a child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waited {
@@ -210,7 +237,11 @@ pub fn sleep_for_ever() -> ! {
 pub fn set_group(group: Pid) -> io::Result<()> {
     // SAFETY: setpgid takes no pointers.
     let rc = unsafe { libc::setpgid(0, group.0) };
-    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// The process group of the calling process.
@@ -227,7 +258,11 @@ pub fn group() -> Pid {
 pub fn new_session() -> io::Result<()> {
     // SAFETY: setsid takes no pointers.
     let rc = unsafe { libc::setsid() };
-    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// The process id as the kernel says it now, in the caller's own pid namespace.
@@ -240,7 +275,10 @@ pub fn own_id() -> Pid {
 /// Ends the calling process with the raw wait status `status`: exits with its code or dies of its signal, without a core dump.
 pub fn end_with(status: WaitStatus) -> ! {
     if let Some(signal) = status.killed_by() {
-        let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        let none = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
         // SAFETY: the pointer is to a live structure.
         unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) };
         let _ = signal::set_default(signal);

@@ -12,8 +12,19 @@ use std::io;
 pub fn robust_list(tid: Pid) -> io::Result<(u64, u64)> {
     let (mut head, mut len) = (0u64, 0u64);
     // SAFETY: both pointers are to live 64-bit values.
-    let rc = unsafe { libc::syscall(libc::SYS_get_robust_list, tid.0, &raw mut head, &raw mut len) };
-    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok((head, len)) }
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_get_robust_list,
+            tid.0,
+            &raw mut head,
+            &raw mut len,
+        )
+    };
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok((head, len))
+    }
 }
 
 /// A thread's scheduling parameters (`sched_getattr(2)`).
@@ -46,7 +57,11 @@ pub fn scheduling(tid: Pid) -> io::Result<Scheduling> {
     let size = size_of::<Scheduling>();
     // SAFETY: the pointer is to a live structure of the size given.
     let rc = unsafe { libc::syscall(libc::SYS_sched_getattr, tid.0, &raw mut attributes, size, 0) };
-    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(attributes) }
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(attributes)
+    }
 }
 
 /// Sets a thread's scheduling parameters.
@@ -54,10 +69,17 @@ pub fn scheduling(tid: Pid) -> io::Result<Scheduling> {
 /// # Errors
 /// `ESRCH`, `EPERM` (real-time priority or a lower nice value than the user may have).
 pub fn set_scheduling(tid: Pid, attributes: &Scheduling) -> io::Result<()> {
-    let attributes = Scheduling { size: size_of::<Scheduling>() as u32, ..*attributes };
+    let attributes = Scheduling {
+        size: size_of::<Scheduling>() as u32,
+        ..*attributes
+    };
     // SAFETY: the pointer is to a live structure whose size it names.
     let rc = unsafe { libc::syscall(libc::SYS_sched_setattr, tid.0, &raw const attributes, 0) };
-    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// The processors that a thread may run on: a bit each, as many bytes as the kernel uses (`sched_getaffinity(2)`).
@@ -67,7 +89,14 @@ pub fn set_scheduling(tid: Pid, attributes: &Scheduling) -> io::Result<()> {
 pub fn affinity(tid: Pid) -> io::Result<Vec<u8>> {
     let mut mask = vec![0u8; 1024];
     // SAFETY: the pointer is to a live buffer of the length given.
-    let rc = unsafe { libc::syscall(libc::SYS_sched_getaffinity, tid.0, mask.len(), mask.as_mut_ptr()) };
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_sched_getaffinity,
+            tid.0,
+            mask.len(),
+            mask.as_mut_ptr(),
+        )
+    };
     if rc < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -81,8 +110,19 @@ pub fn affinity(tid: Pid) -> io::Result<Vec<u8>> {
 /// `ESRCH`; `EINVAL` when none of them exists here.
 pub fn set_affinity(tid: Pid, mask: &[u8]) -> io::Result<()> {
     // SAFETY: the pointer is to a live buffer of the length given.
-    let rc = unsafe { libc::syscall(libc::SYS_sched_setaffinity, tid.0, mask.len(), mask.as_ptr()) };
-    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_sched_setaffinity,
+            tid.0,
+            mask.len(),
+            mask.as_ptr(),
+        )
+    };
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 const IOPRIO_WHO_PROCESS: libc::c_long = 1;
@@ -94,7 +134,11 @@ const IOPRIO_WHO_PROCESS: libc::c_long = 1;
 pub fn io_priority(tid: Pid) -> io::Result<u32> {
     // SAFETY: the call takes no pointers.
     let rc = unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, tid.0) };
-    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(rc as u32) }
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(rc as u32)
+    }
 }
 
 /// Sets a thread's input/output priority.
@@ -104,7 +148,11 @@ pub fn io_priority(tid: Pid) -> io::Result<u32> {
 pub fn set_io_priority(tid: Pid, priority: u32) -> io::Result<()> {
     // SAFETY: the call takes no pointers.
     let rc = unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, tid.0, priority) };
-    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Whether two processes share a resource (`kcmp(2)`).
@@ -128,7 +176,11 @@ pub enum Shared {
 pub fn share(a: Pid, b: Pid, resource: Shared) -> io::Result<bool> {
     // SAFETY: the call takes no pointers for these types.
     let rc = unsafe { libc::syscall(libc::SYS_kcmp, a.0, b.0, resource as i32, 0, 0) };
-    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(rc == 0) }
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(rc == 0)
+    }
 }
 
 #[cfg(test)]

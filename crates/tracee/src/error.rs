@@ -48,7 +48,9 @@ impl TraceError {
     #[must_use]
     pub fn errno(&self) -> Option<i32> {
         match self {
-            TraceError::Request { source, .. } | TraceError::Call { source, .. } => source.raw_os_error(),
+            TraceError::Request { source, .. } | TraceError::Call { source, .. } => {
+                source.raw_os_error()
+            }
             _ => None,
         }
     }

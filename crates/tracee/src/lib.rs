@@ -17,5 +17,5 @@ pub use arch::{Registers, Xstate};
 pub use error::TraceError;
 pub use memory::Memory;
 pub use ptrace::{PendingSignal, RseqConfiguration, SIGINFO_BYTES};
-pub use remote::Remote;
+pub use remote::{Child, Remote};
 pub use state::{Born, Running, Stop, Stopped};

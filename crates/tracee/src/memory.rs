@@ -18,7 +18,12 @@ impl Memory {
     /// # Errors
     /// `ENOENT` for a dead process, `EACCES` for one that may not be traced.
     pub fn open(pid: Pid) -> io::Result<Memory> {
-        Ok(Memory(OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem"))?))
+        Ok(Memory(
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(format!("/proc/{pid}/mem"))?,
+        ))
     }
 
     /// Fills `buffer` from `address`.

@@ -7,11 +7,21 @@ use std::io;
 
 const NT_X86_XSTATE: usize = 0x202;
 
-fn request(what: &'static str, op: libc::c_uint, tid: Pid, addr: usize, data: usize) -> Result<i64, TraceError> {
+fn request(
+    what: &'static str,
+    op: libc::c_uint,
+    tid: Pid,
+    addr: usize,
+    data: usize,
+) -> Result<i64, TraceError> {
     // SAFETY: every caller in this module passes, for its request, either plain numbers or the address of a live buffer
     // whose length the request knows or is told; the kernel checks that the thread is our tracee.
     let rc = unsafe { libc::ptrace(op, tid.0, addr, data) };
-    if rc == -1 { Err(failure(what, tid)) } else { Ok(rc) }
+    if rc == -1 {
+        Err(failure(what, tid))
+    } else {
+        Ok(rc)
+    }
 }
 
 fn failure(what: &'static str, tid: Pid) -> TraceError {
@@ -24,8 +34,11 @@ fn failure(what: &'static str, tid: Pid) -> TraceError {
 }
 
 pub(crate) fn seize(tid: Pid, die_with_us: bool) -> Result<(), TraceError> {
-    let options = if die_with_us { libc::PTRACE_O_EXITKILL } else { 0 }
-        | libc::PTRACE_O_TRACECLONE
+    let options = if die_with_us {
+        libc::PTRACE_O_EXITKILL
+    } else {
+        0
+    } | libc::PTRACE_O_TRACECLONE
         | libc::PTRACE_O_TRACEFORK
         | libc::PTRACE_O_TRACEVFORK
         | libc::PTRACE_O_TRACESYSGOOD;
@@ -33,7 +46,14 @@ pub(crate) fn seize(tid: Pid, die_with_us: bool) -> Result<(), TraceError> {
 }
 
 pub(crate) fn set_options(tid: Pid, options: usize) -> Result<(), TraceError> {
-    request("setting options of", libc::PTRACE_SETOPTIONS, tid, 0, options).map(drop)
+    request(
+        "setting options of",
+        libc::PTRACE_SETOPTIONS,
+        tid,
+        0,
+        options,
+    )
+    .map(drop)
 }
 
 pub(crate) fn interrupt(tid: Pid) -> Result<(), TraceError> {
@@ -53,12 +73,25 @@ pub(crate) fn to_syscall(tid: Pid) -> Result<(), TraceError> {
 }
 
 pub(crate) fn detach(tid: Pid, signal: i32) -> Result<(), TraceError> {
-    request("letting go of", libc::PTRACE_DETACH, tid, 0, signal as usize).map(drop)
+    request(
+        "letting go of",
+        libc::PTRACE_DETACH,
+        tid,
+        0,
+        signal as usize,
+    )
+    .map(drop)
 }
 
 pub(crate) fn event_message(tid: Pid) -> Result<u64, TraceError> {
     let mut message: libc::c_ulong = 0;
-    request("asking", libc::PTRACE_GETEVENTMSG, tid, 0, (&raw mut message) as usize)?;
+    request(
+        "asking",
+        libc::PTRACE_GETEVENTMSG,
+        tid,
+        0,
+        (&raw mut message) as usize,
+    )?;
     Ok(message)
 }
 
@@ -69,7 +102,13 @@ pub(crate) fn registers(tid: Pid) -> Result<Registers, TraceError> {
         iov_len: size_of::<Registers>(),
     };
     let at = (&raw mut vector) as usize;
-    request("reading the registers of", libc::PTRACE_GETREGSET, tid, libc::NT_PRSTATUS as usize, at)?;
+    request(
+        "reading the registers of",
+        libc::PTRACE_GETREGSET,
+        tid,
+        libc::NT_PRSTATUS as usize,
+        at,
+    )?;
     Ok(registers)
 }
 
@@ -79,15 +118,31 @@ pub(crate) fn set_registers(tid: Pid, registers: &Registers) -> Result<(), Trace
         iov_len: size_of::<Registers>(),
     };
     let at = (&raw mut vector) as usize;
-    request("setting the registers of", libc::PTRACE_SETREGSET, tid, libc::NT_PRSTATUS as usize, at).map(drop)
+    request(
+        "setting the registers of",
+        libc::PTRACE_SETREGSET,
+        tid,
+        libc::NT_PRSTATUS as usize,
+        at,
+    )
+    .map(drop)
 }
 
 pub(crate) fn xstate(tid: Pid) -> Result<Xstate, TraceError> {
     // Large enough for AMX (about 11 KiB); the kernel says how much it filled.
     let mut buffer = vec![0u8; 16 << 10];
-    let mut vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let mut vector = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
     let at = (&raw mut vector) as usize;
-    request("reading the vector registers of", libc::PTRACE_GETREGSET, tid, NT_X86_XSTATE, at)?;
+    request(
+        "reading the vector registers of",
+        libc::PTRACE_GETREGSET,
+        tid,
+        NT_X86_XSTATE,
+        at,
+    )?;
     buffer.truncate(vector.iov_len);
     Ok(Xstate(buffer))
 }
@@ -98,18 +153,38 @@ pub(crate) fn set_xstate(tid: Pid, state: &Xstate) -> Result<(), TraceError> {
         iov_len: state.0.len(),
     };
     let at = (&raw mut vector) as usize;
-    request("setting the vector registers of", libc::PTRACE_SETREGSET, tid, NT_X86_XSTATE, at).map(drop)
+    request(
+        "setting the vector registers of",
+        libc::PTRACE_SETREGSET,
+        tid,
+        NT_X86_XSTATE,
+        at,
+    )
+    .map(drop)
 }
 
 pub(crate) fn signal_mask(tid: Pid) -> Result<SignalSet, TraceError> {
     let mut set = 0u64;
-    request("reading the signal mask of", libc::PTRACE_GETSIGMASK, tid, 8, (&raw mut set) as usize)?;
+    request(
+        "reading the signal mask of",
+        libc::PTRACE_GETSIGMASK,
+        tid,
+        8,
+        (&raw mut set) as usize,
+    )?;
     Ok(SignalSet(set))
 }
 
 pub(crate) fn set_signal_mask(tid: Pid, set: SignalSet) -> Result<(), TraceError> {
     let at = (&raw const set.0) as usize;
-    request("setting the signal mask of", libc::PTRACE_SETSIGMASK, tid, 8, at).map(drop)
+    request(
+        "setting the signal mask of",
+        libc::PTRACE_SETSIGMASK,
+        tid,
+        8,
+        at,
+    )
+    .map(drop)
 }
 
 /// Bytes of a `siginfo_t`.
@@ -125,12 +200,25 @@ pub(crate) fn pending(tid: Pid, shared: bool) -> Result<Vec<PendingSignal>, Trac
     loop {
         let arguments = libc::ptrace_peeksiginfo_args {
             off: all.len() as u64,
-            flags: if shared { libc::PTRACE_PEEKSIGINFO_SHARED } else { 0 },
+            flags: if shared {
+                libc::PTRACE_PEEKSIGINFO_SHARED
+            } else {
+                0
+            },
             nr: BATCH as i32,
         };
         let mut buffer = [[0u8; SIGINFO_BYTES]; BATCH];
-        let (arguments, at) = ((&raw const arguments) as usize, buffer.as_mut_ptr() as usize);
-        let n = request("reading the pending signals of", libc::PTRACE_PEEKSIGINFO, tid, arguments, at)?;
+        let (arguments, at) = (
+            (&raw const arguments) as usize,
+            buffer.as_mut_ptr() as usize,
+        );
+        let n = request(
+            "reading the pending signals of",
+            libc::PTRACE_PEEKSIGINFO,
+            tid,
+            arguments,
+            at,
+        )?;
         all.extend_from_slice(&buffer[..n as usize]);
         if (n as usize) < BATCH {
             return Ok(all);
@@ -157,7 +245,13 @@ pub(crate) fn rseq(tid: Pid) -> Result<RseqConfiguration, TraceError> {
     const PTRACE_GET_RSEQ_CONFIGURATION: libc::c_uint = 0x420f;
     let mut configuration = RseqConfiguration::default();
     let at = (&raw mut configuration) as usize;
-    request("asking", PTRACE_GET_RSEQ_CONFIGURATION, tid, size_of::<RseqConfiguration>(), at)?;
+    request(
+        "asking",
+        PTRACE_GET_RSEQ_CONFIGURATION,
+        tid,
+        size_of::<RseqConfiguration>(),
+        at,
+    )?;
     Ok(configuration)
 }
 
@@ -178,7 +272,13 @@ pub(crate) fn wait(tid: Pid, block: bool) -> Result<Option<i32>, TraceError> {
         match error.raw_os_error() {
             Some(libc::EINTR) => {}
             Some(libc::ECHILD) => return Err(TraceError::Dead(tid)),
-            _ => return Err(TraceError::Request { what: "waiting for", tid, source: error }),
+            _ => {
+                return Err(TraceError::Request {
+                    what: "waiting for",
+                    tid,
+                    source: error,
+                });
+            }
         }
     }
 }

@@ -25,18 +25,39 @@ pub struct Remote {
     working: Registers,
 }
 
+/// What a remote call has made.
+#[derive(Clone, Copy, Debug)]
+pub struct Child {
+    /// Its id, as the supervisor sees it.
+    pub tid: Pid,
+    /// Its id, as its maker sees it.
+    pub virtual_tid: Pid,
+}
+
 impl Remote {
     /// Begins. `instruction` is the address of a `syscall` instruction in the thread's memory; `ignores_trap` tells that
     /// the program ignores SIGTRAP.
     ///
     /// # Errors
     /// [`TraceError::Dead`].
-    pub fn begin(thread: Stopped, instruction: u64, ignores_trap: bool) -> Result<Remote, TraceError> {
+    pub fn begin(
+        thread: Stopped,
+        instruction: u64,
+        ignores_trap: bool,
+    ) -> Result<Remote, TraceError> {
         let own = thread.registers()?;
         let mask = thread.signal_mask()?;
         let tid = thread.tid();
         ptrace::set_signal_mask(tid, SignalSet::ALL.without(libc::SIGTRAP))?;
-        Ok(Remote { tid, stop: thread.stop(), own, mask, instruction, stepping: !ignores_trap, working: own })
+        Ok(Remote {
+            tid,
+            stop: thread.stop(),
+            own,
+            mask,
+            instruction,
+            stepping: !ignores_trap,
+            working: own,
+        })
     }
 
     /// The thread.
@@ -72,7 +93,12 @@ impl Remote {
     ///
     /// # Errors
     /// [`TraceError::Call`] with the call's own error; [`TraceError::Dead`].
-    pub fn call(&mut self, name: &'static str, number: i64, arguments: &[u64]) -> Result<u64, TraceError> {
+    pub fn call(
+        &mut self,
+        name: &'static str,
+        number: i64,
+        arguments: &[u64],
+    ) -> Result<u64, TraceError> {
         let (result, _) = self.call_with_birth(name, number, arguments)?;
         Ok(result)
     }
@@ -81,10 +107,22 @@ impl Remote {
     ///
     /// # Errors
     /// As [`Remote::call`].
-    pub fn clone_call(&mut self, name: &'static str, number: i64, arguments: &[u64]) -> Result<Pid, TraceError> {
+    pub fn clone_call(
+        &mut self,
+        name: &'static str,
+        number: i64,
+        arguments: &[u64],
+    ) -> Result<Child, TraceError> {
         match self.call_with_birth(name, number, arguments)? {
-            (_, Some(child)) => Ok(child),
-            (_, None) => Err(TraceError::Unexpected { what: name, tid: self.tid, status: 0 }),
+            (virtual_tid, Some(tid)) => Ok(Child {
+                tid,
+                virtual_tid: Pid(virtual_tid as i32),
+            }),
+            (_, None) => Err(TraceError::Unexpected {
+                what: name,
+                tid: self.tid,
+                status: 0,
+            }),
         }
     }
 
@@ -97,7 +135,7 @@ impl Remote {
         name: &'static str,
         number: i64,
         arguments: &[u64],
-    ) -> Result<Pid, TraceError> {
+    ) -> Result<Child, TraceError> {
         let stack = std::mem::replace(&mut self.working.rsp, 0);
         let made = self.clone_call(name, number, arguments);
         self.working.rsp = stack;
@@ -117,7 +155,13 @@ impl Remote {
                 Err(TraceError::Dead(_)) => return Ok(()),
                 Err(error) => return Err(error),
                 Ok(News::Stop(_)) => ptrace::resume(tid, 0)?,
-                Ok(_) => return Err(TraceError::Unexpected { what: "ending", tid, status }),
+                Ok(_) => {
+                    return Err(TraceError::Unexpected {
+                        what: "ending",
+                        tid,
+                        status,
+                    });
+                }
             }
         }
     }
@@ -128,7 +172,8 @@ impl Remote {
         number: i64,
         arguments: &[u64],
     ) -> Result<(u64, Option<Pid>), TraceError> {
-        self.working.prepare_call(self.instruction, number, arguments);
+        self.working
+            .prepare_call(self.instruction, number, arguments);
         ptrace::set_registers(self.tid, &self.working)?;
         let mut born = None;
         let mut syscall_stops = 0;
@@ -150,20 +195,34 @@ impl Remote {
                         self.stop = stop;
                     }
                 }
-                _ => return Err(TraceError::Unexpected { what: name, tid: self.tid, status }),
+                _ => {
+                    return Err(TraceError::Unexpected {
+                        what: name,
+                        tid: self.tid,
+                        status,
+                    });
+                }
             }
             self.go()?;
         }
         let result = ptrace::registers(self.tid)?.result();
         if (-4095..0).contains(&result) {
             let source = io::Error::from_raw_os_error(-result as i32);
-            return Err(TraceError::Call { name, tid: self.tid, source });
+            return Err(TraceError::Call {
+                name,
+                tid: self.tid,
+                source,
+            });
         }
         Ok((result as u64, born))
     }
 
     fn go(&self) -> Result<(), TraceError> {
-        if self.stepping { ptrace::step(self.tid) } else { ptrace::to_syscall(self.tid) }
+        if self.stepping {
+            ptrace::step(self.tid)
+        } else {
+            ptrace::to_syscall(self.tid)
+        }
     }
 
     /// Starts `number` and interrupts it as soon as it sleeps: what a signal does to a program, so that the kernel's
@@ -177,7 +236,8 @@ impl Remote {
         number: i64,
         arguments: &[u64],
     ) -> Result<i64, TraceError> {
-        self.working.prepare_call(self.instruction, number, arguments);
+        self.working
+            .prepare_call(self.instruction, number, arguments);
         ptrace::set_registers(self.tid, &self.working)?;
         // The interrupt is noticed on the way into the sleep, so that nothing needs to be waited for. It must not be noticed
         // before the call: the entry stop is the place after which only the call itself can notice.
@@ -187,7 +247,13 @@ impl Remote {
             match interpret(self.tid, status)? {
                 News::SyscallTrap => break,
                 News::Stop(_) => ptrace::to_syscall(self.tid)?,
-                _ => return Err(TraceError::Unexpected { what: name, tid: self.tid, status }),
+                _ => {
+                    return Err(TraceError::Unexpected {
+                        what: name,
+                        tid: self.tid,
+                        status,
+                    });
+                }
             }
         }
         ptrace::interrupt(self.tid)?;
@@ -195,7 +261,11 @@ impl Remote {
         let status = ptrace::wait(self.tid, true)?.unwrap_or(0);
         match interpret(self.tid, status)? {
             News::Stop(_) => Ok(ptrace::registers(self.tid)?.result()),
-            _ => Err(TraceError::Unexpected { what: name, tid: self.tid, status }),
+            _ => Err(TraceError::Unexpected {
+                what: name,
+                tid: self.tid,
+                status,
+            }),
         }
     }
 
@@ -205,7 +275,8 @@ impl Remote {
     /// # Errors
     /// [`TraceError::Dead`].
     pub fn exit(mut self) -> Result<(), TraceError> {
-        self.working.prepare_call(self.instruction, libc::SYS_exit, &[0]);
+        self.working
+            .prepare_call(self.instruction, libc::SYS_exit, &[0]);
         ptrace::set_registers(self.tid, &self.working)?;
         ptrace::resume(self.tid, 0)
     }
@@ -224,7 +295,11 @@ impl Remote {
     ///
     /// # Errors
     /// [`TraceError::Dead`]; `EIO`, `EINVAL` for registers that a program cannot have.
-    pub fn finish_with(self, registers: &Registers, mask: SignalSet) -> Result<Stopped, TraceError> {
+    pub fn finish_with(
+        self,
+        registers: &Registers,
+        mask: SignalSet,
+    ) -> Result<Stopped, TraceError> {
         ptrace::set_registers(self.tid, registers)?;
         ptrace::set_signal_mask(self.tid, mask)?;
         ptrace::interrupt(self.tid)?;
@@ -232,10 +307,18 @@ impl Remote {
         let status = ptrace::wait(self.tid, true)?.unwrap_or(0);
         match interpret(self.tid, status)? {
             News::Stop(stop) => {
-                let stop = if let Stop::Group(_) = self.stop { self.stop } else { stop };
+                let stop = if let Stop::Group(_) = self.stop {
+                    self.stop
+                } else {
+                    stop
+                };
                 Ok(Stopped::new(self.tid, stop))
             }
-            _ => Err(TraceError::Unexpected { what: "ending remote calls in", tid: self.tid, status }),
+            _ => Err(TraceError::Unexpected {
+                what: "ending remote calls in",
+                tid: self.tid,
+                status,
+            }),
         }
     }
 }

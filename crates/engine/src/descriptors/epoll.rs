@@ -36,7 +36,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 /// A saved epoll set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
-    /// What it watches, by ascending number.
+    /// What it watches, by ascending number and description.
     pub entries: Vec<Entry>,
     /// Nothing was ready.
     pub quiet: bool,
@@ -127,6 +127,8 @@ pub(super) fn capture(whole: &Survey, found: &Found) -> Result<State, Obstacle> 
             data: line.data,
         });
     }
+    // The kernel orders them by what they watch, in an order that means nothing.
+    entries.sort_by_key(|entry| (entry.fd, entry.target));
     let quiet = entries.is_empty() || {
         let duplicate = found.duplicate()?;
         let mut polled = [PollFd::new(&duplicate, PollFlags::IN)];
@@ -158,10 +160,10 @@ fn target(
     };
     let holder = set.holders.first().map_or(0, |&(process, _)| process);
     let likely = whole.lookup(holder, entry.target);
-    if let Some(id) = likely {
-        if is_it(id)? {
-            return Ok(Some(id));
-        }
+    if let Some(id) = likely
+        && is_it(id)?
+    {
+        return Ok(Some(id));
     }
     for (index, candidate) in whole.founds.iter().enumerate() {
         let id = DescriptionId(index as u32);

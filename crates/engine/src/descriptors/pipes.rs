@@ -327,32 +327,50 @@ pub(super) fn restore(
 pub(super) fn fill(contents: &Contents, writer: BorrowedFd) -> Result<Option<String>, EngineError> {
     let mut note = None;
     let have = rustix::pipe::fcntl_getpipe_size(writer).unwrap_or(0) as u64;
-    if have != contents.capacity {
-        if let Err(error) = rustix::pipe::fcntl_setpipe_size(writer, contents.capacity as usize) {
-            note = Some(format!(
-                "a pipe of {} bytes has only {have} now: {}",
-                contents.capacity,
-                std::io::Error::from(error)
-            ));
-        }
+    if have != contents.capacity
+        && let Err(error) = rustix::pipe::fcntl_setpipe_size(writer, contents.capacity as usize)
+    {
+        note = Some(format!(
+            "a pipe of {} bytes has only {have} now: {}",
+            contents.capacity,
+            std::io::Error::from(error)
+        ));
     }
-    for chunk in &contents.chunks {
-        let mode = if chunk.packet {
-            OFlags::DIRECT | OFlags::NONBLOCK
+    let what = || {
+        let bytes: usize = contents.chunks.iter().map(|c| c.bytes.len()).sum();
+        format!("putting {bytes} bytes back into a pipe")
+    };
+    let mut chunks = contents.chunks.iter().peekable();
+    while let Some(chunk) = chunks.next() {
+        if chunk.packet {
+            write_all(writer, &chunk.bytes, OFlags::DIRECT).context(what)?;
+        } else if chunks.peek().is_some_and(|next| next.packet) {
+            write_closed(writer, &chunk.bytes, contents.capacity).context(what)?;
         } else {
-            OFlags::NONBLOCK
-        };
-        rustix::fs::fcntl_setfl(writer, mode).context(|| "setting up a pipe".into())?;
-        let mut rest = chunk.bytes.as_slice();
-        while !rest.is_empty() {
-            let n = rustix::io::write(writer, rest).context(|| {
-                format!(
-                    "putting {} bytes back into a pipe",
-                    contents.chunks.iter().map(|c| c.bytes.len()).sum::<usize>()
-                )
-            })?;
-            rest = &rest[n..];
+            write_all(writer, &chunk.bytes, OFlags::empty()).context(what)?;
         }
     }
     Ok(note)
+}
+
+fn write_all(writer: BorrowedFd, bytes: &[u8], mode: OFlags) -> rustix::io::Result<()> {
+    rustix::fs::fcntl_setfl(writer, mode | OFlags::NONBLOCK)?;
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let n = rustix::io::write(writer, rest)?;
+        rest = &rest[n..];
+    }
+    Ok(())
+}
+
+/// Writes bytes to which the kernel will not add the packet that comes next: those that tee copies are never added to.
+fn write_closed(writer: BorrowedFd, bytes: &[u8], capacity: u64) -> rustix::io::Result<()> {
+    let (scratch, into) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    let _ = rustix::pipe::fcntl_setpipe_size(&into, capacity as usize);
+    write_all(into.as_fd(), bytes, OFlags::empty())?;
+    if rustix::pipe::tee(&scratch, writer, bytes.len(), SpliceFlags::NONBLOCK)? == bytes.len() {
+        Ok(())
+    } else {
+        Err(Errno::AGAIN)
+    }
 }

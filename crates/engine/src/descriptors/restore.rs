@@ -236,8 +236,10 @@ fn open_one(
     }
 }
 
-/// A restart needs as many descriptors as the program has descriptions, above the program's own.
-fn raise_limit() {
+/// Raises the calling process's limit of descriptors as far as that goes: a restart needs as many as the program has
+/// descriptions, above the program's own. [`open_all`] does it; who moves descriptors out of the way before needs it
+/// earlier.
+pub fn raise_limit() {
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
         // What this does not give is missed, and told, by whatever needs it.
@@ -352,10 +354,8 @@ pub fn finish(
     for (index, description) in descriptions.iter().enumerate() {
         let id = DescriptionId(index as u32);
         let first = holders.of(id).first() == Some(&process);
-        if let (Some(state), true) = (&description.owner, first) {
-            if let Some(fd) = here.fd(id) {
-                owner::restore(state, fd)?;
-            }
+        if let (Some(state), true, Some(fd)) = (&description.owner, first, here.fd(id)) {
+            owner::restore(state, fd)?;
         }
         let Kind::Epoll(set) = &description.kind else {
             continue;
@@ -380,10 +380,10 @@ impl Holders {
         let mut holders = vec![Vec::new(); descriptions];
         for (process, table) in tables.iter().enumerate() {
             for descriptor in &table.descriptors {
-                if let Some(list) = holders.get_mut(descriptor.description.index()) {
-                    if list.last() != Some(&process) {
-                        list.push(process);
-                    }
+                if let Some(list) = holders.get_mut(descriptor.description.index())
+                    && list.last() != Some(&process)
+                {
+                    list.push(process);
                 }
             }
         }
@@ -513,10 +513,10 @@ impl Here<'_> {
 /// `EBUSY` where the seals do not fit how the file is mapped.
 pub fn seal(descriptions: &[Description], opened: &Opened) -> Result<(), EngineError> {
     for (index, description) in descriptions.iter().enumerate() {
-        if let Kind::MemFd(state) = &description.kind {
-            if let Some(fd) = opened.fd(DescriptionId(index as u32)) {
-                memfd::seal(state, fd)?;
-            }
+        if let Kind::MemFd(state) = &description.kind
+            && let Some(fd) = opened.fd(DescriptionId(index as u32))
+        {
+            memfd::seal(state, fd)?;
         }
     }
     Ok(())

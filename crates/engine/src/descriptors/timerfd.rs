@@ -31,8 +31,8 @@ pub struct State {
     pub interval: Duration,
     /// Expirations not read yet.
     pub ticks: u64,
-    /// The flags that it was set with (`TFD_TIMER_*`).
-    pub set_flags: u32,
+    /// Reading it fails when the time of day is changed (`TFD_TIMER_CANCEL_ON_SET`).
+    pub cancel_on_set: bool,
     /// Access mode and status flags.
     pub flags: u32,
 }
@@ -79,7 +79,7 @@ fn parse(info: &FdInfo) -> Option<State> {
         next,
         interval: time(info.field("it_interval")?)?,
         ticks: info.field("ticks")?.parse().ok()?,
-        set_flags,
+        cancel_on_set: matches!(next, Some(Next::At(_))) && set_flags & CANCEL_ON_SET != 0,
         flags: info.flags,
     })
 }
@@ -136,7 +136,8 @@ pub(super) fn restore(state: &State, opening: &mut Opening) -> Result<OwnedFd, E
     if let Some(next) = state.next {
         let (value, absolute) = match next {
             Next::In(left) => (left, 0),
-            Next::At(time) => (time, ABSOLUTE | state.set_flags & CANCEL_ON_SET),
+            Next::At(time) if state.cancel_on_set => (time, ABSOLUTE | CANCEL_ON_SET),
+            Next::At(time) => (time, ABSOLUTE),
         };
         let setting = Itimerspec {
             it_value: timespec(value),

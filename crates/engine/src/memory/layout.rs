@@ -44,7 +44,11 @@ pub fn capture(pid: Pid, stat: &Stat) -> Result<State, EngineError> {
     let auxiliary = std::fs::read(&path).context(|| format!("reading {path}"))?;
     let path = format!("/proc/{pid}/exe");
     let executable = std::fs::read_link(&path).context(|| format!("reading {path}"))?;
-    Ok(State { addresses, auxiliary, executable: executable.into_os_string().into_vec() })
+    Ok(State {
+        addresses,
+        auxiliary,
+        executable: executable.into_os_string().into_vec(),
+    })
 }
 
 /// Captures the end of the heap, which only the process can tell.
@@ -61,15 +65,29 @@ pub fn capture_remotely(state: &mut State, calls: &mut Calls<'_>) -> Result<(), 
 ///
 /// # Errors
 /// When the remote call fails for another reason than the executable.
-pub fn restore_remotely(state: &State, executable: Option<i32>, calls: &mut Calls<'_>) -> Result<bool, EngineError> {
+pub fn restore_remotely(
+    state: &State,
+    executable: Option<i32>,
+    calls: &mut Calls<'_>,
+) -> Result<bool, EngineError> {
     let auxiliary = calls.put_at(256, &state.auxiliary)?;
     let mut attempt = |executable: i32| -> Result<(), EngineError> {
-        let mut map: Vec<u8> = state.addresses.iter().flat_map(|address| address.to_le_bytes()).collect();
+        let mut map: Vec<u8> = state
+            .addresses
+            .iter()
+            .flat_map(|address| address.to_le_bytes())
+            .collect();
         map.extend(auxiliary.to_le_bytes());
         map.extend((state.auxiliary.len() as u32).to_le_bytes());
         map.extend(executable.to_le_bytes());
         let address = calls.put(&map)?;
-        let arguments = [libc::PR_SET_MM as u64, libc::PR_SET_MM_MAP as u64, address, map.len() as u64, 0];
+        let arguments = [
+            libc::PR_SET_MM as u64,
+            libc::PR_SET_MM_MAP as u64,
+            address,
+            map.len() as u64,
+            0,
+        ];
         calls.call("prctl(PR_SET_MM_MAP)", libc::SYS_prctl, &arguments)?;
         Ok(())
     };

@@ -104,7 +104,10 @@ impl State {
     /// Bytes of private contents.
     #[must_use]
     pub fn stored_bytes(&self) -> u64 {
-        self.stored.iter().map(|range| range.end - range.start).sum()
+        self.stored
+            .iter()
+            .map(|range| range.end - range.start)
+            .sum()
     }
 }
 
@@ -124,29 +127,53 @@ const ADVICE: [(&[u8; 2], i32); 8] = [
 fn obstacle(vma: &Vma) -> Option<(&'static str, &'static str)> {
     let path = vma.path.as_slice();
     if vma.has(b"ht") || path.starts_with(b"/anon_hugepage") {
-        return Some(("it is made of huge pages of the huge page file system", "use transparent huge pages instead"));
+        return Some((
+            "it is made of huge pages of the huge page file system",
+            "use transparent huge pages instead",
+        ));
     }
     if path.starts_with(b"/SYSV") {
-        return Some(("System V shared memory cannot be saved yet", "run the program without it, if it can"));
+        return Some((
+            "System V shared memory cannot be saved yet",
+            "run the program without it, if it can",
+        ));
     }
     if path.starts_with(b"/[aio]") {
-        return Some(("the program uses asynchronous I/O (io_setup)", "run the program without it, if it can"));
+        return Some((
+            "the program uses asynchronous I/O (io_setup)",
+            "run the program without it, if it can",
+        ));
     }
     if path.starts_with(b"anon_inode:[io_uring]") {
-        return Some(("the program uses io_uring", "run it without (for Node: UV_USE_IO_URING=0)"));
+        return Some((
+            "the program uses io_uring",
+            "run it without (for Node: UV_USE_IO_URING=0)",
+        ));
     }
     if path.starts_with(b"anon_inode:") || path.starts_with(b"socket:") {
-        return Some(("it is a ring shared with the kernel", "run the program without that feature, if it can"));
+        return Some((
+            "it is a ring shared with the kernel",
+            "run the program without that feature, if it can",
+        ));
     }
     if vma.has(b"um") || vma.has(b"uw") || vma.has(b"ui") {
-        return Some(("it is registered with userfaultfd", "run the program without that feature, if it can"));
+        return Some((
+            "it is registered with userfaultfd",
+            "run the program without that feature, if it can",
+        ));
     }
     let kernel_s = path.starts_with(b"[vvar") || path == b"[vdso]" || path == b"[vsyscall]";
     if path == b"[uprobes]" {
-        return Some(("a tracing tool has probes in this program", "end the tracing tool"));
+        return Some((
+            "a tracing tool has probes in this program",
+            "end the tracing tool",
+        ));
     }
     if !kernel_s && (vma.has(b"io") || vma.has(b"pf")) {
-        return Some(("it is memory of a device", "the program must let go of the device first"));
+        return Some((
+            "it is memory of a device",
+            "the program must let go of the device first",
+        ));
     }
     None
 }
@@ -159,7 +186,11 @@ pub fn refusals(virtual_pid: Pid, process: &str, areas: &[Vma]) -> Vec<Refusal> 
         Some(Refusal {
             pid: Some(virtual_pid),
             process: process.to_owned(),
-            object: format!("memory at {:#x} ({})", vma.range.start, String::from_utf8_lossy(&vma.path)),
+            object: format!(
+                "memory at {:#x} ({})",
+                vma.range.start,
+                String::from_utf8_lossy(&vma.path)
+            ),
             reason: reason.to_owned(),
             hint: hint.to_owned(),
         })
@@ -178,7 +209,12 @@ pub struct Collected {
 ///
 /// # Errors
 /// When a mapped file cannot be looked at.
-pub fn areas(process: Pid, vmas: &[Vma], files: &Collector, collected: &mut Collected) -> Result<Vec<Area>, EngineError> {
+pub fn areas(
+    process: Pid,
+    vmas: &[Vma],
+    files: &Collector,
+    collected: &mut Collected,
+) -> Result<Vec<Area>, EngineError> {
     let mut areas = Vec::with_capacity(vmas.len());
     for vma in vmas {
         let path = vma.path.as_slice();
@@ -191,13 +227,23 @@ pub fn areas(process: Pid, vmas: &[Vma], files: &Collector, collected: &mut Coll
         } else if path.starts_with(b"[vvar") {
             Backing::Vvar(String::from_utf8_lossy(path).into_owned())
         } else if vma.inode == 0 {
-            let name = path.strip_prefix(b"[anon:").and_then(|rest| rest.strip_suffix(b"]"));
-            Backing::Anonymous { name: name.map(|name| String::from_utf8_lossy(name).into_owned()) }
+            let name = path
+                .strip_prefix(b"[anon:")
+                .and_then(|rest| rest.strip_suffix(b"]"));
+            Backing::Anonymous {
+                name: name.map(|name| String::from_utf8_lossy(name).into_owned()),
+            }
         } else if let Some(file) = file_of(vma, files)? {
-            Backing::File { file: file.0, offset: vma.offset }
+            Backing::File {
+                file: file.0,
+                offset: vma.offset,
+            }
         } else if vma.shared {
             let object = collected.shared.find(process, vma);
-            Backing::Shared { object, offset: vma.offset }
+            Backing::Shared {
+                object,
+                offset: vma.offset,
+            }
         } else {
             vanished = true;
             Backing::Anonymous { name: None }
@@ -211,7 +257,11 @@ pub fn areas(process: Pid, vmas: &[Vma], files: &Collector, collected: &mut Coll
             grows_down: flag(b"gd"),
             no_reserve: flag(b"nr"),
             droppable: flag(b"dp"),
-            advice: ADVICE.iter().filter(|(code, _)| vma.has(code)).map(|(_, advice)| *advice).collect(),
+            advice: ADVICE
+                .iter()
+                .filter(|(code, _)| vma.has(code))
+                .map(|(_, advice)| *advice)
+                .collect(),
             locked: flag(b"lo").then(|| flag(b"lf")),
             sealed: flag(b"sl"),
             vanished,
@@ -223,7 +273,10 @@ pub fn areas(process: Pid, vmas: &[Vma], files: &Collector, collected: &mut Coll
 /// The file that an area is mapped from, where a name or a descriptor leads to it.
 fn file_of(vma: &Vma, files: &Collector) -> Result<Option<FileIndex>, EngineError> {
     // Shared memory and the kernel's own objects have names that are no paths.
-    if !vma.path.starts_with(b"/") || vma.path.starts_with(b"/memfd:") || vma.path.starts_with(b"/dev/zero") {
+    if !vma.path.starts_with(b"/")
+        || vma.path.starts_with(b"/memfd:")
+        || vma.path.starts_with(b"/dev/zero")
+    {
         return Ok(None);
     }
     let mapping = Mapping {
@@ -257,10 +310,18 @@ impl Area {
 ///
 /// # Errors
 /// When the page map cannot be read.
-pub fn pages(process: Pid, areas: &[Area], wanted: impl Fn(&Area) -> bool, pages: &mut Pages) -> Result<(), EngineError> {
+pub fn pages(
+    process: Pid,
+    areas: &[Area],
+    wanted: impl Fn(&Area) -> bool,
+    pages: &mut Pages,
+) -> Result<(), EngineError> {
     let looking = || format!("reading the page map of process {process}");
     let mut map = Pagemap::open(process).context(looking)?;
-    for area in areas.iter().filter(|area| area.has_contents() && wanted(area)) {
+    for area in areas
+        .iter()
+        .filter(|area| area.has_contents() && wanted(area))
+    {
         if area.vanished {
             pages.own.push(area.range.clone());
         } else {
@@ -273,7 +334,13 @@ pub fn pages(process: Pid, areas: &[Area], wanted: impl Fn(&Area) -> bool, pages
 /// What the image writer is asked to store.
 #[must_use]
 pub fn runs(pages: &[Range<u64>]) -> Vec<Run> {
-    pages.iter().map(|range| Run { offset: range.start, len: range.end - range.start }).collect()
+    pages
+        .iter()
+        .map(|range| Run {
+            offset: range.start,
+            len: range.end - range.start,
+        })
+        .collect()
 }
 
 /// Reads the areas of a process with all that is needed here.

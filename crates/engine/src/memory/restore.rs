@@ -47,18 +47,30 @@ pub fn places(state: &State, now: &[Vma]) -> Result<Places, EngineError> {
     let scratch = maps::find_hole(&taken, SCRATCH).ok_or_else(none)?;
     taken.push(scratch..scratch + SCRATCH);
     taken.sort_by_key(|range| range.start);
-    let kernel: Vec<_> = now.iter().filter(|vma| is_kernel_s(vma)).map(|v| (v.path.clone(), v.range.clone())).collect();
+    let kernel: Vec<_> = now
+        .iter()
+        .filter(|vma| is_kernel_s(vma))
+        .map(|v| (v.path.clone(), v.range.clone()))
+        .collect();
     let len = match (kernel.first(), kernel.last()) {
         (Some(first), Some(last)) => last.1.end - first.1.start,
         _ => PAGE,
     };
     let parking = maps::find_hole(&taken, len).ok_or_else(none)?;
-    Ok(Places { scratch, parking, kernel })
+    Ok(Places {
+        scratch,
+        parking,
+        kernel,
+    })
 }
 
 fn unmap(calls: &mut Calls<'_>, range: Range<u64>) -> Result<(), EngineError> {
     if range.start < range.end {
-        calls.call("munmap", libc::SYS_munmap, &[range.start, range.end - range.start])?;
+        calls.call(
+            "munmap",
+            libc::SYS_munmap,
+            &[range.start, range.end - range.start],
+        )?;
     }
     Ok(())
 }
@@ -68,7 +80,11 @@ const MOVE: u64 = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
 fn relocate(calls: &mut Calls<'_>, range: &Range<u64>, to: u64) -> Result<(), EngineError> {
     let len = range.end - range.start;
     let instruction = calls.remote.instruction();
-    calls.call("mremap", libc::SYS_mremap, &[range.start, len, len, MOVE, to])?;
+    calls.call(
+        "mremap",
+        libc::SYS_mremap,
+        &[range.start, len, len, MOVE, to],
+    )?;
     if range.contains(&instruction) {
         calls.remote.set_instruction(instruction - range.start + to);
     }
@@ -88,7 +104,10 @@ pub fn clear(places: &mut Places, calls: &mut Calls<'_>) -> Result<(), EngineErr
         *range = to..to + (range.end - range.start);
         end = range.end;
     }
-    let mut keep = [places.scratch..places.scratch + SCRATCH, places.parking..end];
+    let mut keep = [
+        places.scratch..places.scratch + SCRATCH,
+        places.parking..end,
+    ];
     keep.sort_by_key(|range| range.start);
     unmap(calls, 0..keep[0].start)?;
     unmap(calls, keep[0].end..keep[1].start)?;
@@ -99,7 +118,11 @@ pub fn clear(places: &mut Places, calls: &mut Calls<'_>) -> Result<(), EngineErr
 ///
 /// # Errors
 /// When a remote call fails.
-pub fn map_areas(state: &State, descriptors: &Descriptors, calls: &mut Calls<'_>) -> Result<(), EngineError> {
+pub fn map_areas(
+    state: &State,
+    descriptors: &Descriptors,
+    calls: &mut Calls<'_>,
+) -> Result<(), EngineError> {
     for area in &state.areas {
         let (fd, offset) = match area.backing {
             Backing::Vdso | Backing::Vvar(_) => continue,
@@ -121,11 +144,22 @@ pub fn map_areas(state: &State, descriptors: &Descriptors, calls: &mut Calls<'_>
             | flag(area.grows_down, libc::MAP_GROWSDOWN)
             | flag(area.no_reserve, libc::MAP_NORESERVE);
         let len = area.range.end - area.range.start;
-        let arguments =
-            [area.range.start, len, area.protection as u64, flags as u64, fd as i64 as u64, offset];
-        calls.call("mmap", libc::SYS_mmap, &arguments).map_err(|error| {
-            EngineError::Failed(format!("mapping {:#x}..{:#x}: {error}", area.range.start, area.range.end))
-        })?;
+        let arguments = [
+            area.range.start,
+            len,
+            area.protection as u64,
+            flags as u64,
+            fd as i64 as u64,
+            offset,
+        ];
+        calls
+            .call("mmap", libc::SYS_mmap, &arguments)
+            .map_err(|error| {
+                EngineError::Failed(format!(
+                    "mapping {:#x}..{:#x}: {error}",
+                    area.range.start, area.range.end
+                ))
+            })?;
     }
     Ok(())
 }
@@ -151,7 +185,11 @@ pub fn finish_areas(
         finish_area(area, calls, notes)?;
     }
     for range in &state.guards {
-        let arguments = [range.start, range.end - range.start, MADV_GUARD_INSTALL as u64];
+        let arguments = [
+            range.start,
+            range.end - range.start,
+            MADV_GUARD_INSTALL as u64,
+        ];
         calls.call("madvise(MADV_GUARD_INSTALL)", libc::SYS_madvise, &arguments)?;
     }
     if same_vdso {
@@ -160,13 +198,19 @@ pub fn finish_areas(
     for area in state.areas.iter().filter(|area| area.sealed) {
         let arguments = [area.range.start, area.range.end - area.range.start, 0];
         if calls.call("mseal", SYS_MSEAL, &arguments).is_err() {
-            notes.push("this kernel cannot seal memory (mseal): the program's seals are gone".into());
+            notes.push(
+                "this kernel cannot seal memory (mseal): the program's seals are gone".into(),
+            );
         }
     }
     Ok(())
 }
 
-fn finish_area(area: &Area, calls: &mut Calls<'_>, notes: &mut Vec<String>) -> Result<(), EngineError> {
+fn finish_area(
+    area: &Area,
+    calls: &mut Calls<'_>,
+    notes: &mut Vec<String>,
+) -> Result<(), EngineError> {
     let (start, len) = (area.range.start, area.range.end - area.range.start);
     if matches!(area.backing, Backing::Vdso | Backing::Vvar(_)) {
         return Ok(());
@@ -180,18 +224,28 @@ fn finish_area(area: &Area, calls: &mut Calls<'_>, notes: &mut Vec<String>) -> R
         bytes.push(0);
         let address = calls.put(&bytes)?;
         // CONFIG_ANON_VMA_NAME; only a label.
-        let _ = calls.call("prctl(PR_SET_VMA)", libc::SYS_prctl, &[PR_SET_VMA, 0, start, len, address]);
+        let _ = calls.call(
+            "prctl(PR_SET_VMA)",
+            libc::SYS_prctl,
+            &[PR_SET_VMA, 0, start, len, address],
+        );
     }
     if let Some(on_fault) = area.locked {
         let flags = if on_fault { MLOCK_ONFAULT } else { 0 };
         if let Err(error) = calls.call("mlock2", libc::SYS_mlock2, &[start, len, flags]) {
-            notes.push(format!("memory at {start:#x} could not be locked again: {error}"));
+            notes.push(format!(
+                "memory at {start:#x} could not be locked again: {error}"
+            ));
         }
     }
     Ok(())
 }
 
-fn restore_kernel_s(state: &State, places: &Places, calls: &mut Calls<'_>) -> Result<(), EngineError> {
+fn restore_kernel_s(
+    state: &State,
+    places: &Places,
+    calls: &mut Calls<'_>,
+) -> Result<(), EngineError> {
     for area in &state.areas {
         let name: &[u8] = match &area.backing {
             Backing::Vdso => b"[vdso]",
@@ -200,7 +254,12 @@ fn restore_kernel_s(state: &State, places: &Places, calls: &mut Calls<'_>) -> Re
         };
         match places.kernel.iter().find(|(found, _)| found == name) {
             Some((_, range)) => relocate(calls, range, area.range.start)?,
-            None => return Err(EngineError::Failed(format!("this kernel has no {}", String::from_utf8_lossy(name)))),
+            None => {
+                return Err(EngineError::Failed(format!(
+                    "this kernel has no {}",
+                    String::from_utf8_lossy(name)
+                )));
+            }
         }
     }
     Ok(())

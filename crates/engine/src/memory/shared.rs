@@ -58,13 +58,21 @@ impl Objects {
     /// The number of the object that `vma` of `process` maps.
     pub fn find(&mut self, process: Pid, vma: &Vma) -> u32 {
         let objects = &mut self.objects;
-        let number = *self.index.entry((vma.device, vma.inode)).or_insert_with(|| {
-            let state = State { name: vma.path.clone(), len: 0, description: None, contents: None };
-            objects.push((state, Vec::new()));
-            (objects.len() - 1) as u32
-        });
+        let number = *self
+            .index
+            .entry((vma.device, vma.inode))
+            .or_insert_with(|| {
+                let state = State {
+                    name: vma.path.clone(),
+                    len: 0,
+                    description: None,
+                    contents: None,
+                };
+                objects.push((state, Vec::new()));
+                (objects.len() - 1) as u32
+            });
         let (state, mapped) = &mut objects[number as usize];
-        state.len = state.len.max(vma.offset + vma.len());
+        state.len = state.len.max(vma.offset + vma.size());
         mapped.push(Mapped {
             process,
             range: vma.range.clone(),
@@ -79,7 +87,9 @@ impl Objects {
         for (number, key) in inodes.iter().enumerate() {
             if let Some(object) = self.index.get(key) {
                 let state = &mut self.objects[*object as usize].0;
-                state.description.get_or_insert(DescriptionId(number as u32));
+                state
+                    .description
+                    .get_or_insert(DescriptionId(number as u32));
             }
         }
     }

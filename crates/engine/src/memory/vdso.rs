@@ -21,9 +21,13 @@ use std::collections::HashMap;
 /// # Errors
 /// When it cannot be read.
 pub fn contents(vmas: &[Vma], memory: &Memory) -> Result<Vec<u8>, EngineError> {
-    let Some(vma) = vmas.iter().find(|vma| vma.path == b"[vdso]") else { return Ok(Vec::new()) };
-    let mut bytes = vec![0; vma.len() as usize];
-    memory.read(&mut bytes, vma.range.start).context(|| "reading the vdso".into())?;
+    let Some(vma) = vmas.iter().find(|vma| vma.path == b"[vdso]") else {
+        return Ok(Vec::new());
+    };
+    let mut bytes = vec![0; vma.size() as usize];
+    memory
+        .read(&mut bytes, vma.range.start)
+        .context(|| "reading the vdso".into())?;
     Ok(bytes)
 }
 
@@ -33,25 +37,32 @@ pub fn contents(vmas: &[Vma], memory: &Memory) -> Result<Vec<u8>, EngineError> {
 /// When there is none at all, or memory cannot be read.
 pub fn syscall_instruction(vmas: &[Vma], memory: &Memory) -> Result<u64, EngineError> {
     let executable = |vma: &&Vma| {
-        vma.protection & libc::PROT_EXEC != 0 && vma.protection & libc::PROT_READ != 0 && vma.path != b"[vsyscall]"
+        vma.protection & libc::PROT_EXEC != 0
+            && vma.protection & libc::PROT_READ != 0
+            && vma.path != b"[vsyscall]"
     };
     let vdso = vmas.iter().filter(|vma| vma.path == b"[vdso]");
     for vma in vdso.chain(vmas.iter().filter(executable)) {
         // A piece at a time: code of a large program need not be read whole.
-        let mut buffer = vec![0; (64 << 10).min(vma.len() as usize)];
+        let mut buffer = vec![0; (64 << 10).min(vma.size() as usize)];
         let mut at = vma.range.start;
         while at < vma.range.end {
             let len = buffer.len().min((vma.range.end - at) as usize);
             if memory.read(&mut buffer[..len], at).is_err() {
                 break;
             }
-            if let Some(found) = buffer[..len].windows(SYSCALL.len()).position(|bytes| bytes == SYSCALL) {
+            if let Some(found) = buffer[..len]
+                .windows(SYSCALL.len())
+                .position(|bytes| bytes == SYSCALL)
+            {
                 return Ok(at + found as u64);
             }
             at += len as u64;
         }
     }
-    Err(EngineError::Failed("the process has no system call instruction in its memory".into()))
+    Err(EngineError::Failed(
+        "the process has no system call instruction in its memory".into(),
+    ))
 }
 
 /// Makes the saved vdso, which is another kernel's, lead to this kernel's: its code comes back at its address as ordinary
@@ -62,27 +73,50 @@ pub fn syscall_instruction(vmas: &[Vma], memory: &Memory) -> Result<u64, EngineE
 ///
 /// # Errors
 /// When either vdso cannot be understood, or a remote call fails.
-pub fn redirect(saved: &[u8], areas: &[Area], places: &Places, calls: &mut Calls<'_>) -> Result<(), EngineError> {
-    let Some(area) = areas.iter().find(|area| area.backing == Backing::Vdso) else { return Ok(()) };
+pub fn redirect(
+    saved: &[u8],
+    areas: &[Area],
+    places: &Places,
+    calls: &mut Calls<'_>,
+) -> Result<(), EngineError> {
+    let Some(area) = areas.iter().find(|area| area.backing == Backing::Vdso) else {
+        return Ok(());
+    };
     let Some((_, here)) = places.kernel.iter().find(|(name, _)| name == b"[vdso]") else {
-        return Err(EngineError::Failed("this kernel has no vdso, and the image's program uses one".into()));
+        return Err(EngineError::Failed(
+            "this kernel has no vdso, and the image's program uses one".into(),
+        ));
     };
     let mut present = vec![0; (here.end - here.start) as usize];
-    calls.memory.read(&mut present, here.start).context(|| "reading the vdso".into())?;
+    calls
+        .memory
+        .read(&mut present, here.start)
+        .context(|| "reading the vdso".into())?;
     let patched = patch(saved, &present, here.start)?;
     let len = area.range.end - area.range.start;
     let protection = (libc::PROT_READ | libc::PROT_EXEC) as u64;
     let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED) as u64;
-    calls.call("mmap", libc::SYS_mmap, &[area.range.start, len, protection, flags, u64::MAX, 0])?;
-    calls.memory.write(&patched, area.range.start).context(|| "writing the vdso".into())
+    calls.call(
+        "mmap",
+        libc::SYS_mmap,
+        &[area.range.start, len, protection, flags, u64::MAX, 0],
+    )?;
+    calls
+        .memory
+        .write(&patched, area.range.start)
+        .context(|| "writing the vdso".into())
 }
 
 /// The functions of a vdso: name and offset.
 fn functions(vdso: &[u8]) -> Result<HashMap<String, u64>, EngineError> {
     let file = object::File::parse(vdso)
         .map_err(|error| EngineError::Failed(format!("the vdso is not understood: {error}")))?;
-    let defined = file.dynamic_symbols().filter(|symbol| symbol.is_definition() && symbol.address() != 0);
-    Ok(defined.filter_map(|symbol| Some((symbol.name().ok()?.to_owned(), symbol.address()))).collect())
+    let defined = file
+        .dynamic_symbols()
+        .filter(|symbol| symbol.is_definition() && symbol.address() != 0);
+    Ok(defined
+        .filter_map(|symbol| Some((symbol.name().ok()?.to_owned(), symbol.address())))
+        .collect())
 }
 
 fn patch(saved: &[u8], present: &[u8], present_at: u64) -> Result<Vec<u8>, EngineError> {
@@ -92,9 +126,15 @@ fn patch(saved: &[u8], present: &[u8], present_at: u64) -> Result<Vec<u8>, Engin
     starts.sort_unstable();
     starts.dedup();
     for (name, start) in &old {
-        let Some(target) = new.get(name) else { continue };
+        let Some(target) = new.get(name) else {
+            continue;
+        };
         let jump = stasis_tracee::arch::jump_to(present_at + target);
-        let next = starts.iter().find(|other| *other > start).copied().unwrap_or(saved.len() as u64);
+        let next = starts
+            .iter()
+            .find(|other| *other > start)
+            .copied()
+            .unwrap_or(saved.len() as u64);
         let place = *start as usize..*start as usize + jump.len();
         // A function too short to be replaced does nothing that depends on the kernel's data.
         if place.end as u64 <= next && place.end <= code.len() {
@@ -107,7 +147,9 @@ fn patch(saved: &[u8], present: &[u8], present_at: u64) -> Result<Vec<u8>, Engin
 /// Whether a thread was stopped inside the vdso.
 #[must_use]
 pub fn holds(areas: &[Area], address: u64) -> bool {
-    areas.iter().any(|area| area.backing == Backing::Vdso && area.range.contains(&address))
+    areas
+        .iter()
+        .any(|area| area.backing == Backing::Vdso && area.range.contains(&address))
 }
 
 /// The vdso of the calling process, which is that of every process on this host.

@@ -83,7 +83,10 @@ impl Births {
             session: z.session,
             group: z.group,
         });
-        let mut births = Births { nodes: living.chain(ended).collect(), ..Births::default() };
+        let mut births = Births {
+            nodes: living.chain(ended).collect(),
+            ..Births::default()
+        };
         births.assign(tree);
         births.find_lost_groups(tree);
         births
@@ -99,18 +102,35 @@ impl Births {
             let node = self.nodes[n];
             let parent = self.find(node.parent);
             let maker = parent.map_or(Maker::Keeper, Maker::Node);
-            let direct = |before_session| Birth { node: n, before_session, adopted: false };
+            let direct = |before_session| Birth {
+                node: n,
+                before_session,
+                adopted: false,
+            };
             if node.session == node.pid {
                 self.add(maker, direct(false));
                 continue;
             }
             match parent {
                 None if node.session == tree.outer_session => self.add(maker, direct(false)),
-                Some(parent) if self.nodes[parent].session == node.session => self.add(maker, direct(false)),
-                Some(parent) if self.birth_session(parent, tree) == node.session => self.add(maker, direct(true)),
+                Some(parent) if self.nodes[parent].session == node.session => {
+                    self.add(maker, direct(false))
+                }
+                Some(parent) if self.birth_session(parent, tree) == node.session => {
+                    self.add(maker, direct(true))
+                }
                 _ => {
-                    let leader = self.find(node.session).unwrap_or_else(|| self.add_lost_leader(node, maker));
-                    self.add(Maker::Node(leader), Birth { node: n, before_session: false, adopted: true });
+                    let leader = self
+                        .find(node.session)
+                        .unwrap_or_else(|| self.add_lost_leader(node, maker));
+                    self.add(
+                        Maker::Node(leader),
+                        Birth {
+                            node: n,
+                            before_session: false,
+                            adopted: true,
+                        },
+                    );
                 }
             }
         }
@@ -126,7 +146,8 @@ impl Births {
         if node.session != node.pid {
             return node.session;
         }
-        self.find(node.parent).map_or(tree.outer_session, |parent| self.nodes[parent].session)
+        self.find(node.parent)
+            .map_or(tree.outer_session, |parent| self.nodes[parent].session)
     }
 
     fn add_lost_leader(&mut self, member: Node, maker: Maker) -> usize {
@@ -138,7 +159,14 @@ impl Births {
             session: member.session,
             group: member.session,
         });
-        self.add(maker, Birth { node: n, before_session: false, adopted: false });
+        self.add(
+            maker,
+            Birth {
+                node: n,
+                before_session: false,
+                adopted: false,
+            },
+        );
         n
     }
 
@@ -161,8 +189,13 @@ impl Births {
     /// Every id that the tree needs: processes, threads, leaders.
     #[must_use]
     pub fn wanted(&self, tree: &Tree) -> BTreeSet<Pid> {
-        let threads = tree.processes.iter().flat_map(|process| process.threads.iter().map(|t| t.virtual_tid));
-        let mut wanted: BTreeSet<Pid> = threads.chain(self.nodes.iter().map(|node| node.pid)).collect();
+        let threads = tree
+            .processes
+            .iter()
+            .flat_map(|process| process.threads.iter().map(|t| t.virtual_tid));
+        let mut wanted: BTreeSet<Pid> = threads
+            .chain(self.nodes.iter().map(|node| node.pid))
+            .collect();
         wanted.extend(self.lost_groups.iter().map(|(group, _)| *group));
         wanted.extend([tree.keeper, tree.outer_session, tree.outer_group]);
         wanted

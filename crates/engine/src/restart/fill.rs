@@ -18,10 +18,16 @@ pub fn fill(
     progress: &dyn Progress,
 ) -> Result<(), EngineError> {
     let numbers: Vec<ObjectId> = objects.keys().copied().collect();
-    let total = numbers.iter().flat_map(|number| image.extents(*number)).map(|extent| extent.len).sum();
+    let total = numbers
+        .iter()
+        .flat_map(|number| image.extents(*number))
+        .map(|extent| extent.len)
+        .sum();
     let done = AtomicU64::new(0);
     image.for_each_extent(&numbers, threads, &|extent, bytes| {
-        let Some(memory) = objects.get(&extent.object) else { return Ok(()) };
+        let Some(memory) = objects.get(&extent.object) else {
+            return Ok(());
+        };
         memory.write(bytes, extent.offset)?;
         let done = done.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64;
         progress.bytes(done, total);

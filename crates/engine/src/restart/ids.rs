@@ -102,20 +102,24 @@ pub fn last_id() -> io::Result<Pid> {
     text.trim().parse().map(Pid).map_err(io::Error::other)
 }
 
-/// Forks children until the kernel's counter stands right before `want`.
-fn burn_until(want: Pid) -> io::Result<()> {
+/// Makes children until the kernel's counter stands right before `want`.
+///
+/// # Errors
+/// Those of fork(2); when the host has no `/proc/sys/kernel/ns_last_pid`.
+pub fn burn_until(want: Pid) -> io::Result<()> {
+    if last_id()?.0 == want.0 - 1 {
+        return Ok(());
+    }
+    // The number right before may be in use: the counter then steps over it.
+    let mut before = i32::MAX;
     loop {
-        if last_id()?.0 == want.0 - 1 {
+        let spent = process::spend_id()?.0;
+        if spent == want.0 - 1 || (before < want.0 && spent > want.0) {
             return Ok(());
         }
-        match process::fork()? {
-            Fork::Child => process::exit_now(0),
-            Fork::Parent(pid) => {
-                let _ = process::wait(pid, 0);
-                if pid.0 == want.0 - 1 {
-                    return Ok(());
-                }
-            }
+        before = spent;
+        if spent == want.0 - 2 && std::path::Path::new(&format!("/proc/{}", want.0 - 1)).exists() {
+            return Ok(());
         }
     }
 }
@@ -126,8 +130,10 @@ pub fn may_choose_ids() -> bool {
     const CAP_CHECKPOINT_RESTORE: u32 = 40;
     const CAP_SYS_ADMIN: u32 = 21;
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = crate::tree::status_field(&status, "CapEff").and_then(|hex| u64::from_str_radix(hex, 16).ok());
-    effective.is_some_and(|set| set >> CAP_CHECKPOINT_RESTORE & 1 == 1 || set >> CAP_SYS_ADMIN & 1 == 1)
+    let effective = crate::tree::status_field(&status, "CapEff")
+        .and_then(|hex| u64::from_str_radix(hex, 16).ok());
+    effective
+        .is_some_and(|set| set >> CAP_CHECKPOINT_RESTORE & 1 == 1 || set >> CAP_SYS_ADMIN & 1 == 1)
 }
 
 /// Tries, in a child, whether user, pid, mount and time namespaces can be made.
@@ -150,5 +156,8 @@ pub fn namespaces_work() -> bool {
 #[must_use]
 pub fn taken<'a>(ids: impl IntoIterator<Item = &'a Pid>) -> Vec<Pid> {
     // Threads have no entry in /proc's listing, but can be looked up.
-    ids.into_iter().copied().filter(|id| std::path::Path::new(&format!("/proc/{id}")).exists()).collect()
+    ids.into_iter()
+        .copied()
+        .filter(|id| std::path::Path::new(&format!("/proc/{id}")).exists())
+        .collect()
 }

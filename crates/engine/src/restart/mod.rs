@@ -79,13 +79,28 @@ pub struct Plan {
     files: FilePlan,
 }
 
+impl Plan {
+    /// Whether the job needs a terminal of its own ([`Options::terminal`]) to control: it had one, and its session will be a
+    /// new one.
+    #[must_use]
+    pub fn wants_terminal(&self) -> bool {
+        self.tree.terminal && self.strategy == Strategy::Namespaces
+    }
+}
+
 /// Verifies `image` completely and decides what a restart does. Nothing is touched.
 ///
 /// # Errors
 /// [`EngineError::Refused`] with all obstacles at once; [`EngineError::Image`] for a damaged image.
-pub fn plan(image: &Image, options: &Options, progress: &dyn Progress) -> Result<Plan, EngineError> {
+pub fn plan(
+    image: &Image,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Plan, EngineError> {
     progress.step(Step::Verify);
-    image.verify(options.threads, &|done| progress.bytes(done, image.header().file_len))?;
+    image.verify(options.threads, &|done| {
+        progress.bytes(done, image.header().file_len)
+    })?;
     let tree = Tree::of(image)?;
     let loader = Loader(image);
     let births = Births::plan(&tree);
@@ -109,7 +124,12 @@ pub fn plan(image: &Image, options: &Options, progress: &dyn Progress) -> Result
     }
     let mut actions = files.actions.clone();
     actions.extend(open.actions);
-    Ok(Plan { strategy, actions, tree: Box::new(tree), files })
+    Ok(Plan {
+        strategy,
+        actions,
+        tree: Box::new(tree),
+        files,
+    })
 }
 
 fn context<'a>(
@@ -131,12 +151,27 @@ fn context<'a>(
 }
 
 fn refusal(object: &str, reason: String, hint: &str) -> Refusal {
-    Refusal { pid: None, process: String::new(), object: object.into(), reason, hint: hint.into() }
+    Refusal {
+        pid: None,
+        process: String::new(),
+        object: object.into(),
+        reason,
+        hint: hint.into(),
+    }
 }
 
-fn choose(asked: Option<Strategy>, tree: &Tree, births: &Births, refusals: &mut Vec<Refusal>) -> Strategy {
+fn choose(
+    asked: Option<Strategy>,
+    tree: &Tree,
+    births: &Births,
+    refusals: &mut Vec<Refusal>,
+) -> Strategy {
     let wanted = births.wanted(tree);
-    let wanted = || wanted.iter().filter(|id| ![tree.keeper, tree.outer_session, tree.outer_group].contains(id));
+    let wanted = || {
+        wanted
+            .iter()
+            .filter(|id| ![tree.keeper, tree.outer_session, tree.outer_group].contains(id))
+    };
     let strategy = asked.unwrap_or_else(|| {
         if ids::may_choose_ids() && ids::taken(wanted()).is_empty() {
             Strategy::Privileged
@@ -148,14 +183,25 @@ fn choose(asked: Option<Strategy>, tree: &Tree, births: &Births, refusals: &mut 
     });
     if strategy == Strategy::Privileged && !ids::may_choose_ids() {
         let reason = "choosing process ids needs CAP_CHECKPOINT_RESTORE or root".to_owned();
-        refusals.push(refusal("strategy privileged", reason, "use --strategy namespaces or burn"));
+        refusals.push(refusal(
+            "strategy privileged",
+            reason,
+            "use --strategy namespaces or burn",
+        ));
     }
     if strategy == Strategy::Namespaces && !ids::namespaces_work() {
         let reason = "this host does not let you make user namespaces".to_owned();
-        refusals.push(refusal("strategy namespaces", reason, "use --strategy burn"));
+        refusals.push(refusal(
+            "strategy namespaces",
+            reason,
+            "use --strategy burn",
+        ));
     }
     if strategy != Strategy::Namespaces {
-        let taken: Vec<String> = ids::taken(wanted()).iter().map(ToString::to_string).collect();
+        let taken: Vec<String> = ids::taken(wanted())
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         if !taken.is_empty() {
             let reason = format!("other processes have them: {}", taken.join(", "));
             let hint = "end those (is the job still running?), or restart where user namespaces are allowed";
@@ -167,13 +213,19 @@ fn choose(asked: Option<Strategy>, tree: &Tree, births: &Births, refusals: &mut 
 
 fn owner(tree: &Tree, refusals: &mut Vec<Refusal>) {
     let me = rustix::process::geteuid().as_raw();
-    let other = tree.processes.iter().find(|process| process.credentials.uids.iter().any(|uid| *uid != me));
+    let other = tree
+        .processes
+        .iter()
+        .find(|process| process.credentials.uids.iter().any(|uid| *uid != me));
     if let Some(process) = other
         && me != 0
     {
         refusals.push(refusal(
             "the image",
-            format!("it is of a program of user {}, and you are user {me}", process.credentials.uids[0]),
+            format!(
+                "it is of a program of user {}, and you are user {me}",
+                process.credentials.uids[0]
+            ),
             "only its own user or root can restart it",
         ));
     }
@@ -185,9 +237,13 @@ fn kernel(tree: &Tree, refusals: &mut Vec<Refusal>) -> Result<(), EngineError> {
         return Ok(());
     }
     for process in &tree.processes {
-        let inside = |thread: &&crate::threads::State| crate::memory::vdso::holds(&process.memory.areas, thread.registers.rip);
+        let inside = |thread: &&crate::threads::State| {
+            crate::memory::vdso::holds(&process.memory.areas, thread.registers.rip)
+        };
         if let Some(thread) = process.threads.iter().find(inside) {
-            let reason = "it was stopped inside the vdso, the code of a kernel that is not this host's".to_owned();
+            let reason =
+                "it was stopped inside the vdso, the code of a kernel that is not this host's"
+                    .to_owned();
             let hint = "restart an earlier or later checkpoint, or this one under the kernel that it was made under";
             refusals.push(Refusal {
                 pid: Some(process.pid),
@@ -210,13 +266,23 @@ struct Numbers {
 
 impl Numbers {
     fn of(tree: &Tree) -> Numbers {
-        let tables: Vec<_> = tree.processes.iter().map(|process| process.descriptors.clone()).collect();
+        let tables: Vec<_> = tree
+            .processes
+            .iter()
+            .map(|process| process.descriptors.clone())
+            .collect();
         let first_free = descriptors::first_free(&tables, &tree.descriptions);
         // The descriptions themselves, and what the modules of the kinds need beside them, lie below.
         let files = first_free + 2 * tree.descriptions.len() as RawFd + 64;
         let shared = files + tree.files.len() as RawFd;
         let executables = shared + tree.shared.len() as RawFd;
-        Numbers { first_free, files, shared, executables, end: executables + tree.processes.len() as RawFd }
+        Numbers {
+            first_free,
+            files,
+            shared,
+            executables,
+            end: executables + tree.processes.len() as RawFd,
+        }
     }
 
     fn keep(&self) -> Vec<RawFd> {
@@ -296,7 +362,9 @@ fn start(
         progress.note(note);
     }
     // The keeper waits for this word before it serves: until then it would take the supervisor's end for a failure.
-    keeper::Command::Release.send(events.as_fd()).context(|| "waking the keeper".into())?;
+    keeper::Command::Release
+        .send(events.as_fd())
+        .context(|| "waking the keeper".into())?;
     Ok(Job {
         keeper: revived.keeper,
         root: revived.root,
@@ -304,7 +372,10 @@ fn start(
         stdio,
         events,
         requester: revived.requester,
-        memory: Memory { sleeping: revived.sleeping, ..Memory::default() },
+        memory: Memory {
+            sleeping: revived.sleeping,
+            ..Memory::default()
+        },
     })
 }
 
@@ -321,8 +392,14 @@ fn raise_descriptor_limit(end: RawFd) -> Result<(), EngineError> {
             now.maximum.unwrap_or(0)
         )));
     }
-    setrlimit(Resource::Nofile, Rlimit { current: Some(need), maximum: now.maximum })
-        .context(|| "raising the descriptor limit".into())
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: Some(need),
+            maximum: now.maximum,
+        },
+    )
+    .context(|| "raising the descriptor limit".into())
 }
 
 /// Reads the report until every living process is ready; returns the notes.
@@ -330,7 +407,10 @@ fn await_skeleton(mut reports: File, processes: usize) -> Result<Vec<String>, En
     let mut text = String::new();
     let mut buffer = [0u8; 4096];
     loop {
-        let lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n')).map(str::trim_end);
+        let lines = text
+            .split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'))
+            .map(str::trim_end);
         let (mut ready, mut notes, mut failures) = (0, Vec::new(), Vec::new());
         for line in lines {
             match (line, line.strip_prefix(skeleton::NOTE)) {
@@ -342,11 +422,15 @@ fn await_skeleton(mut reports: File, processes: usize) -> Result<Vec<String>, En
         if ready == processes {
             return Ok(notes);
         }
-        let n = reports.read(&mut buffer).context(|| "hearing from the new processes".into())?;
+        let n = reports
+            .read(&mut buffer)
+            .context(|| "hearing from the new processes".into())?;
         if n == 0 || !failures.is_empty() {
             // The others give up because of the first: what they say adds nothing.
             let first = failures.first().cloned();
-            return Err(EngineError::Failed(first.unwrap_or_else(|| "the new processes died".into())));
+            return Err(EngineError::Failed(
+                first.unwrap_or_else(|| "the new processes died".into()),
+            ));
         }
         text.push_str(&String::from_utf8_lossy(&buffer[..n]));
     }
@@ -384,18 +468,28 @@ impl Maker<'_> {
 
     fn end(&self, result: Result<(), EngineError>) -> ! {
         if let Err(error) = &result {
-            let _ = rustix::io::write(self.report, format!("{}\n", error.to_string().replace('\n', "; ")).as_bytes());
+            let _ = rustix::io::write(
+                self.report,
+                format!("{}\n", error.to_string().replace('\n', "; ")).as_bytes(),
+            );
             self.board.fail();
         }
         process::exit_now(i32::from(result.is_err()))
     }
 
     fn note(&self, note: &str) {
-        let _ = rustix::io::write(self.report, format!("{}{note}\n", skeleton::NOTE).as_bytes());
+        let _ = rustix::io::write(
+            self.report,
+            format!("{}{note}\n", skeleton::NOTE).as_bytes(),
+        );
     }
 
     /// Forks and runs `child` in the child, which then ends.
-    fn fork(&self, want: Option<Pid>, child: impl FnOnce() -> Result<(), EngineError>) -> Result<Pid, EngineError> {
+    fn fork(
+        &self,
+        want: Option<Pid>,
+        child: impl FnOnce() -> Result<(), EngineError>,
+    ) -> Result<Pid, EngineError> {
         match process::fork_with(want, 0).context(|| "making a process".into())? {
             Fork::Child => self.end(child()),
             Fork::Parent(pid) => Ok(pid),
@@ -422,7 +516,8 @@ impl Maker<'_> {
         let lead_session = || -> Result<(), EngineError> {
             process::new_session().context(|| "making a session".into())?;
             if let Some(terminal) = &self.options.terminal {
-                rustix::process::ioctl_tiocsctty(terminal).context(|| "taking the terminal".into())?;
+                rustix::process::ioctl_tiocsctty(terminal)
+                    .context(|| "taking the terminal".into())?;
             }
             let lead_group = || -> Result<(), EngineError> {
                 if process::own_id() == tree.outer_group && tree.outer_group != tree.outer_session {
@@ -453,13 +548,23 @@ impl Maker<'_> {
         keeper::become_keeper();
         let tree = &self.plan.tree;
         let loader = Loader(self.image);
-        let context = context(self.options, &loader, Some(self.ready), self.stdio, self.numbers.first_free);
+        let context = context(
+            self.options,
+            &loader,
+            Some(self.ready),
+            self.stdio,
+            self.numbers.first_free,
+        );
         // What this process itself needs must not be in the way of the program's numbers.
         let high = |fd: BorrowedFd<'_>| {
-            rustix::io::fcntl_dupfd_cloexec(fd, self.numbers.end).context(|| "duplicating a descriptor".into())
+            rustix::io::fcntl_dupfd_cloexec(fd, self.numbers.end)
+                .context(|| "duplicating a descriptor".into())
         };
-        let (front, supervisor, report) =
-            (high(self.front.as_fd())?, high(self.supervisor.as_fd())?, high(self.report)?);
+        let (front, supervisor, report) = (
+            high(self.front.as_fd())?,
+            high(self.supervisor.as_fd())?,
+            high(self.report)?,
+        );
         let opened = descriptors::open_all(&tree.descriptions, &context)?;
         for note in &opened.notes {
             self.note(note);
@@ -476,6 +581,11 @@ impl Maker<'_> {
             report: report.as_fd(),
         };
         skeleton.make()?;
+        if self.plan.strategy == Strategy::Namespaces {
+            // New processes of the program get ids above those that it knows, as they would have. Without that they would be low.
+            let highest = self.births.wanted(tree).last().map_or(1, |id| id.0);
+            let _ = std::fs::write("/proc/sys/kernel/ns_last_pid", highest.to_string());
+        }
         drop(opened);
         self.close_all_but(&[front.as_raw_fd(), supervisor.as_raw_fd()]);
         self.await_word(&supervisor)?;
@@ -504,20 +614,31 @@ impl Maker<'_> {
     }
 
     /// Opens what is mapped, on the numbers that the supervisor will use.
-    fn open_mapped(&self, opened: &descriptors::Opened, loader: &Loader<'_>) -> Result<(), EngineError> {
+    fn open_mapped(
+        &self,
+        opened: &descriptors::Opened,
+        loader: &Loader<'_>,
+    ) -> Result<(), EngineError> {
         use crate::contents::{ContentId, ContentLoader};
         use crate::file_policy::FileIndex;
         use rustix::fs::OFlags;
         let tree = &self.plan.tree;
         let place = |fd: BorrowedFd<'_>, number: RawFd| {
-            stasis_sys::descriptor::duplicate_to(fd.as_raw_fd(), number, true).context(|| format!("making descriptor {number}"))
+            stasis_sys::descriptor::duplicate_to(fd.as_raw_fd(), number, true)
+                .context(|| format!("making descriptor {number}"))
         };
         for (n, record) in tree.files.iter().enumerate() {
             if !(record.uses.mapped || record.uses.mapped_shared_writable) {
                 continue;
             }
-            let access = if record.uses.mapped_shared_writable { OFlags::RDWR } else { OFlags::RDONLY };
-            let fd = self.ready.open(FileIndex(n as u32), access | OFlags::CLOEXEC)?;
+            let access = if record.uses.mapped_shared_writable {
+                OFlags::RDWR
+            } else {
+                OFlags::RDONLY
+            };
+            let fd = self
+                .ready
+                .open(FileIndex(n as u32), access | OFlags::CLOEXEC)?;
             place(fd.as_fd(), self.numbers.files + n as RawFd)?;
         }
         for (n, object) in tree.shared.iter().enumerate() {
@@ -527,9 +648,12 @@ impl Maker<'_> {
                 continue;
             }
             let name = String::from_utf8_lossy(&object.name);
-            let name = name.trim_end_matches(" (deleted)").trim_start_matches("/memfd:");
+            let name = name
+                .trim_end_matches(" (deleted)")
+                .trim_start_matches("/memfd:");
             let name = name.rsplit('/').next().unwrap_or(name);
-            let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC).context(|| "making shared memory".into())?;
+            let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)
+                .context(|| "making shared memory".into())?;
             rustix::fs::ftruncate(&fd, object.len).context(|| "making shared memory".into())?;
             let file = File::from(fd);
             if let Some(contents) = object.contents {
@@ -539,7 +663,9 @@ impl Maker<'_> {
         }
         for (n, process) in tree.processes.iter().enumerate() {
             use std::os::unix::ffi::OsStrExt;
-            let path = std::path::Path::new(std::ffi::OsStr::from_bytes(&process.memory.layout.executable));
+            let path = std::path::Path::new(std::ffi::OsStr::from_bytes(
+                &process.memory.layout.executable,
+            ));
             // A program whose file is gone runs on without its name in /proc/PID/exe.
             if let Ok(file) = File::open(path) {
                 place(file.as_fd(), self.numbers.executables + n as RawFd)?;

@@ -1,7 +1,7 @@
 //! Turning the skeleton into the program: memory, threads, registers, and then all at once: go.
 
-use super::fill;
 use super::{Numbers, Options, Plan, Strategy};
+use super::{fill, ids};
 use crate::calls::Calls;
 use crate::error::Context;
 use crate::memory::restore::{self as areas, Descriptors, Places};
@@ -12,7 +12,7 @@ use crate::timed_calls::{self, Sleeping};
 use crate::{EngineError, attributes, credentials, faults, maps, signals, threads, timers, tree};
 use stasis_image::{Image, ObjectId};
 use stasis_sys::Pid;
-use stasis_tracee::{Born, Memory, Registers, Running, Stopped};
+use stasis_tracee::{Born, Memory, Registers, Remote, Running, Stopped};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -53,9 +53,16 @@ pub fn revive(
     let saved = &*plan.tree;
     let hosts = host_ids(plan.strategy);
     let find = |pid: Pid| {
-        hosts.get(&pid).copied().ok_or_else(|| EngineError::Failed(format!("process {pid} was not made")))
+        hosts
+            .get(&pid)
+            .copied()
+            .ok_or_else(|| EngineError::Failed(format!("process {pid} was not made")))
     };
-    let pids: Vec<Pid> = saved.processes.iter().map(|process| find(process.pid)).collect::<Result<_, _>>()?;
+    let pids: Vec<Pid> = saved
+        .processes
+        .iter()
+        .map(|process| find(process.pid))
+        .collect::<Result<_, _>>()?;
     check_relations(saved, &pids, &hosts)?;
     let memories: Vec<Memory> = pids
         .iter()
@@ -70,8 +77,12 @@ pub fn revive(
         reviving.push(one);
     }
     faults::pass("mapped")?;
-    let objects: HashMap<ObjectId, &Memory> =
-        saved.processes.iter().map(|process| ObjectId(process.memory.contents)).zip(&memories).collect();
+    let objects: HashMap<ObjectId, &Memory> = saved
+        .processes
+        .iter()
+        .map(|process| ObjectId(process.memory.contents))
+        .zip(&memories)
+        .collect();
     fill::fill(image, &objects, options.threads, progress)?;
     faults::pass("filled")?;
     progress.step(Step::Threads);
@@ -80,7 +91,13 @@ pub fn revive(
     let may_name_executable = plan.strategy != Strategy::Burn;
     for (n, one) in reviving.into_iter().enumerate() {
         let executable = may_name_executable.then_some(numbers.executables + n as i32);
-        let context = Finishing { saved, numbers, executable, same_vdso };
+        let context = Finishing {
+            saved,
+            numbers,
+            executable,
+            same_vdso,
+            strategy: plan.strategy,
+        };
         ready.extend(context.finish(one, &mut sleeping, notes)?);
     }
     for (process, pid) in saved.processes.iter().zip(&pids) {
@@ -91,8 +108,11 @@ pub fn revive(
     for thread in ready {
         thread.detach()?;
     }
-    let keeper = find(saved.keeper)
-        .or_else(|error| tree::Stat::read(pids[0]).map(|stat| stat.parent).ok_or(error))?;
+    let keeper = find(saved.keeper).or_else(|error| {
+        tree::Stat::read(pids[0])
+            .map(|stat| stat.parent)
+            .ok_or(error)
+    })?;
     Ok(Revived {
         keeper,
         root: find(saved.root).unwrap_or(keeper),
@@ -106,11 +126,18 @@ fn host_ids(strategy: Strategy) -> HashMap<Pid, Pid> {
     let below = tree::descendants(Pid::current());
     let inner = |pid: &Pid| {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let ids = tree::status_field(&status, "NSpid")?.split_ascii_whitespace().count();
+        let ids = tree::status_field(&status, "NSpid")?
+            .split_ascii_whitespace()
+            .count();
         // The namespace's own processes have one number more than the supervisor's helpers.
-        (strategy != Strategy::Namespaces || ids > own_depth()).then(|| tree::innermost_id(&status)).flatten()
+        (strategy != Strategy::Namespaces || ids > own_depth())
+            .then(|| tree::innermost_id(&status))
+            .flatten()
     };
-    below.iter().filter_map(|pid| Some((inner(pid)?, *pid))).collect()
+    below
+        .iter()
+        .filter_map(|pid| Some((inner(pid)?, *pid)))
+        .collect()
 }
 
 fn own_depth() -> usize {
@@ -119,9 +146,15 @@ fn own_depth() -> usize {
 }
 
 /// Whether parents came out as they were: the program would notice.
-fn check_relations(saved: &Tree, pids: &[Pid], hosts: &HashMap<Pid, Pid>) -> Result<(), EngineError> {
+fn check_relations(
+    saved: &Tree,
+    pids: &[Pid],
+    hosts: &HashMap<Pid, Pid>,
+) -> Result<(), EngineError> {
     for (process, pid) in saved.processes.iter().zip(pids) {
-        let Some(stat) = tree::Stat::read(pid) else { return Err(EngineError::Gone) };
+        let Some(stat) = tree::Stat::read(pid) else {
+            return Err(EngineError::Gone);
+        };
         let wanted = hosts.get(&process.parent);
         if process.parent != saved.keeper && wanted != Some(&stat.parent) {
             return Err(EngineError::Failed(format!(
@@ -152,13 +185,29 @@ fn prepare<'a>(
     let mut calls = Calls::begin(stopped, instruction, false, memory, places.scratch)?;
     if let Some(rseq) = rseq {
         const UNREGISTER: u64 = 1;
-        let arguments = [rseq.pointer, u64::from(rseq.size), UNREGISTER, u64::from(rseq.signature)];
+        let arguments = [
+            rseq.pointer,
+            u64::from(rseq.size),
+            UNREGISTER,
+            u64::from(rseq.signature),
+        ];
         calls.call("rseq", libc::SYS_rseq, &arguments)?;
     }
     areas::clear(&mut places, &mut calls)?;
-    let descriptors = Descriptors { files: numbers.files, shared: numbers.shared };
+    let descriptors = Descriptors {
+        files: numbers.files,
+        shared: numbers.shared,
+    };
     areas::map_areas(&saved.memory, &descriptors, &mut calls)?;
-    Ok((Reviving { saved, pid, calls, places }, same_vdso))
+    Ok((
+        Reviving {
+            saved,
+            pid,
+            calls,
+            places,
+        },
+        same_vdso,
+    ))
 }
 
 /// What the last part of a process's revival needs to know.
@@ -167,6 +216,7 @@ struct Finishing<'a> {
     numbers: &'a Numbers,
     executable: Option<i32>,
     same_vdso: bool,
+    strategy: Strategy,
 }
 
 impl Finishing<'_> {
@@ -176,18 +226,31 @@ impl Finishing<'_> {
         sleeping: &mut HashMap<Pid, Sleeping>,
         notes: &mut Vec<String>,
     ) -> Result<Vec<Stopped>, EngineError> {
-        let Reviving { saved, pid, mut calls, places } = one;
+        let Reviving {
+            saved,
+            pid,
+            mut calls,
+            places,
+        } = one;
         areas::finish_areas(&saved.memory, &places, self.same_vdso, &mut calls, notes)?;
         if !self.same_vdso {
             vdso::redirect(&self.saved.vdso, &saved.memory.areas, &places, &mut calls)?;
         }
         let named = layout::restore_remotely(&saved.memory.layout, self.executable, &mut calls)?;
         if !named {
-            notes.push(format!("/proc/{}/exe shows stasis: this host does not let it be set", saved.pid));
+            notes.push(format!(
+                "/proc/{}/exe shows stasis: this host does not let it be set",
+                saved.pid
+            ));
         }
-        calls.call("close_range", libc::SYS_close_range, &[self.numbers.first_free as u64, u64::from(u32::MAX), 0])?;
+        calls.call(
+            "close_range",
+            libc::SYS_close_range,
+            &[self.numbers.first_free as u64, u64::from(u32::MAX), 0],
+        )?;
         attributes::restore_remotely(&saved.attributes, &mut calls)?;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context(|| format!("reading process {pid}"))?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
+            .context(|| format!("reading process {pid}"))?;
         let now = credentials::capture(&status);
         let memory = calls.memory;
         let scratch = calls.scratch;
@@ -210,24 +273,41 @@ impl Finishing<'_> {
             credentials::restore_remotely(&saved.credentials, &now, calls)?;
             signals::requeue_to_thread(&state.pending, saved.pid, state.virtual_tid, calls)?;
             if let Some(call) = state.timed_call {
-                let since = Instant::now().checked_sub(call.slept).unwrap_or_else(Instant::now);
-                let known = Sleeping { number: call.number, arguments: call.arguments, since };
+                let since = Instant::now()
+                    .checked_sub(call.slept)
+                    .unwrap_or_else(Instant::now);
+                let known = Sleeping {
+                    number: call.number,
+                    arguments: call.arguments,
+                    since,
+                };
                 sleeping.insert(calls.remote.tid(), known);
             }
         }
         signals::requeue_shared(&saved.signals.pending, saved.pid, &mut all[0])?;
         attributes::restore_dumpable(&saved.attributes, &mut all[0])?;
         for (state, calls) in saved.threads.iter().zip(&mut all) {
-            ends.push(timed_calls::resume_registers(&state.registers, state.timed_call.as_ref(), calls)?);
+            ends.push(timed_calls::resume_registers(
+                &state.registers,
+                state.timed_call.as_ref(),
+                calls,
+            )?);
         }
         self.let_go(saved, all, &ends)
     }
 
     /// Gives every thread its registers and mask: from here on each would run as the program.
-    fn let_go(&self, saved: &Process, all: Vec<Calls<'_>>, ends: &[Registers]) -> Result<Vec<Stopped>, EngineError> {
+    fn let_go(
+        &self,
+        saved: &Process,
+        all: Vec<Calls<'_>>,
+        ends: &[Registers],
+    ) -> Result<Vec<Stopped>, EngineError> {
         let mut stopped = Vec::with_capacity(all.len());
         let last = all.len() - 1;
-        for (n, ((mut calls, registers), state)) in all.into_iter().zip(ends).zip(&saved.threads).enumerate() {
+        for (n, ((mut calls, registers), state)) in
+            all.into_iter().zip(ends).zip(&saved.threads).enumerate()
+        {
             if n == last {
                 calls.unmap_scratch()?;
             }
@@ -261,16 +341,50 @@ impl Finishing<'_> {
             let id_at = calls.put_at(ID_AT, &state.virtual_tid.0.to_le_bytes())?;
             let mut arguments = [0u64; 11];
             arguments[0] = FLAGS as u64;
-            arguments[8] = id_at;
-            arguments[9] = 1;
-            let bytes: Vec<u8> = arguments.iter().flat_map(|word| word.to_le_bytes()).collect();
+            if self.strategy != Strategy::Burn {
+                arguments[8] = id_at;
+                arguments[9] = 1;
+            }
+            let bytes: Vec<u8> = arguments
+                .iter()
+                .flat_map(|word| word.to_le_bytes())
+                .collect();
             let address = calls.put(&bytes)?;
-            let tid = calls.remote.clone_call("clone3", libc::SYS_clone3, &[address, bytes.len() as u64]).map_err(
-                |error| EngineError::Failed(format!("making thread {}: {error}", state.virtual_tid)),
-            )?;
-            let stopped = Running::born(tid).wait(STOP_LIMIT, &mut Born::default())?;
+            let arguments = [address, bytes.len() as u64];
+            let stopped = self.make_thread(state.virtual_tid, calls, &arguments)?;
             made.push(Calls::join(stopped, instruction, false, memory, scratch)?);
         }
         Ok(made)
+    }
+
+    /// Makes one thread with its id.
+    fn make_thread(
+        &self,
+        want: Pid,
+        calls: &mut Calls<'_>,
+        arguments: &[u64],
+    ) -> Result<Stopped, EngineError> {
+        /// Others on the host take ids at the same time.
+        const ROUNDS: usize = 64;
+        let making = || format!("making thread {want}");
+        for _ in 0..ROUNDS {
+            if self.strategy == Strategy::Burn {
+                ids::burn_until(want).context(making)?;
+            }
+            let tid = calls
+                .remote
+                .clone_call("clone3", libc::SYS_clone3, arguments)
+                .map_err(|error| EngineError::Failed(format!("{}: {error}", making())))?
+                .tid;
+            let stopped = Running::born(tid).wait(STOP_LIMIT, &mut Born::default())?;
+            if self.strategy != Strategy::Burn || tid == want {
+                return Ok(stopped);
+            }
+            Remote::begin(stopped, calls.remote.instruction(), false)?.end()?;
+        }
+        Err(EngineError::Failed(format!(
+            "{}: its id is always taken by others",
+            making()
+        )))
     }
 }

@@ -57,12 +57,23 @@ impl Skeleton<'_> {
     }
 
     fn meet(&self, stage: usize) -> Result<(), EngineError> {
-        let nodes = self.births.nodes.iter().filter(|node| node.role != Role::LostLeader).count();
-        let count = if stage == GROUPS_LED { nodes + self.births.lost_groups.len() } else { nodes };
+        let nodes = self
+            .births
+            .nodes
+            .iter()
+            .filter(|node| node.role != Role::LostLeader)
+            .count();
+        let count = if stage == GROUPS_LED {
+            nodes + self.births.lost_groups.len()
+        } else {
+            nodes
+        };
         if self.board.wait(stage, count, LIMIT) {
             Ok(())
         } else {
-            Err(EngineError::Failed("another process could not be made".into()))
+            Err(EngineError::Failed(
+                "another process could not be made".into(),
+            ))
         }
     }
 
@@ -71,7 +82,11 @@ impl Skeleton<'_> {
             return self.fork(birth.node);
         }
         // The intermediate's end hands the child to the nearest subreaper.
-        match self.ids.fork_any().map_err(|source| born(self.births.nodes[birth.node].pid, source))? {
+        match self
+            .ids
+            .fork_any()
+            .map_err(|source| born(self.births.nodes[birth.node].pid, source))?
+        {
             Fork::Child => {
                 let result = self.fork(birth.node);
                 self.end(result)
@@ -86,7 +101,11 @@ impl Skeleton<'_> {
     /// Makes one process; in the child this does not return.
     fn fork(&self, node: usize) -> Result<(), EngineError> {
         let pid = self.births.nodes[node].pid;
-        match self.ids.fork(pid, &self.board).map_err(|source| born(pid, source))? {
+        match self
+            .ids
+            .fork(pid, &self.board)
+            .map_err(|source| born(pid, source))?
+        {
             Fork::Parent(_) => Ok(()),
             Fork::Child => {
                 let result = self.live(node);
@@ -117,14 +136,27 @@ impl Skeleton<'_> {
         {
             let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
         }
-        for birth in self.births.of(Maker::Node(n)).filter(|birth| birth.before_session) {
+        for birth in self
+            .births
+            .of(Maker::Node(n))
+            .filter(|birth| birth.before_session)
+        {
             self.bear(birth)?;
         }
         if node.session == node.pid {
-            process::new_session().map_err(|source| system(format!("making session {}", node.pid), source))?;
+            process::new_session()
+                .map_err(|source| system(format!("making session {}", node.pid), source))?;
         }
-        for birth in self.births.of(Maker::Node(n)).filter(|birth| !birth.before_session) {
-            if node.role == Role::LostLeader { self.fork(birth.node)? } else { self.bear(birth)? }
+        for birth in self
+            .births
+            .of(Maker::Node(n))
+            .filter(|birth| !birth.before_session)
+        {
+            if node.role == Role::LostLeader {
+                self.fork(birth.node)?
+            } else {
+                self.bear(birth)?
+            }
         }
         if node.role == Role::LostLeader {
             return Ok(());
@@ -142,13 +174,27 @@ impl Skeleton<'_> {
     /// Leads or joins the node's process group.
     fn group(&self, n: usize) -> Result<(), EngineError> {
         let node = self.births.nodes[n];
-        let joining = |source| system(format!("process {} joining group {}", node.pid, node.group), source);
+        let joining = |source| {
+            system(
+                format!("process {} joining group {}", node.pid, node.group),
+                source,
+            )
+        };
         if node.group == node.pid && node.session != node.pid {
             process::set_group(Pid(0)).map_err(joining)?;
         }
         let mut stand_in = None;
-        if let Some((group, _)) = self.births.lost_groups.iter().find(|(_, maker)| *maker == n) {
-            match self.ids.fork(*group, &self.board).map_err(|source| born(*group, source))? {
+        if let Some((group, _)) = self
+            .births
+            .lost_groups
+            .iter()
+            .find(|(_, maker)| *maker == n)
+        {
+            match self
+                .ids
+                .fork(*group, &self.board)
+                .map_err(|source| born(*group, source))?
+            {
                 Fork::Child => {
                     let led = process::set_group(Pid(0)).map_err(joining);
                     self.board.arrive(GROUPS_LED);
@@ -179,12 +225,21 @@ impl Skeleton<'_> {
     fn settle(&self, place: usize) -> Result<(), EngineError> {
         let saved = &self.tree.processes[place];
         descriptors::install(&saved.descriptors, self.opened)?;
-        let tables: Vec<_> = self.tree.processes.iter().map(|p| p.descriptors.clone()).collect();
+        let tables: Vec<_> = self
+            .tree
+            .processes
+            .iter()
+            .map(|p| p.descriptors.clone())
+            .collect();
         descriptors::finish(place, &tables, &self.tree.descriptions, self.opened)?;
         attributes::restore_here(&saved.attributes)?;
         let mut keep = self.keep.to_vec();
         keep.push(self.report.as_raw_fd());
-        let view = ProcessView { pid: saved.pid, virtual_pid: saved.pid, name: saved.name() };
+        let view = ProcessView {
+            pid: saved.pid,
+            virtual_pid: saved.pid,
+            name: saved.name(),
+        };
         descriptors::close_high(&view, &saved.descriptors, self.opened, &keep)?;
         rustix::io::write(self.report, format!("{READY}\n").as_bytes())
             .map_err(|error| system("reporting".into(), error.into()))?;

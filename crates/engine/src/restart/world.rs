@@ -14,9 +14,14 @@ use std::time::Duration;
 /// # Errors
 /// When the host does not allow it. Without time namespaces (`CONFIG_TIME_NS`) the clocks jump, which `notes` tells.
 pub fn enter(clocks: &Clocks, notes: &mut Vec<String>) -> Result<(), EngineError> {
-    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    namespace::unshare(namespace::USER | namespace::MOUNT).context(|| "making a user namespace".into())?;
-    let write = |path: &str, text: String| fs::write(path, text).context(|| format!("writing {path}"));
+    let (uid, gid) = (
+        rustix::process::geteuid().as_raw(),
+        rustix::process::getegid().as_raw(),
+    );
+    namespace::unshare(namespace::USER | namespace::MOUNT)
+        .context(|| "making a user namespace".into())?;
+    let write =
+        |path: &str, text: String| fs::write(path, text).context(|| format!("writing {path}"));
     write("/proc/self/setgroups", "deny".into())?;
     write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
     write("/proc/self/gid_map", format!("{gid} {gid} 1"))?;
@@ -28,8 +33,11 @@ pub fn enter(clocks: &Clocks, notes: &mut Vec<String>) -> Result<(), EngineError
         }
         Err(_) => notes.push("this kernel has no time namespaces: CLOCK_MONOTONIC jumps".into()),
     }
-    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
-        .context(|| "making mounts private".into())
+    mount_change(
+        "/",
+        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+    )
+    .context(|| "making mounts private".into())
 }
 
 fn offsets(clocks: &Clocks) -> String {
@@ -37,10 +45,17 @@ fn offsets(clocks: &Clocks) -> String {
         let now = rustix::time::clock_gettime(clock);
         let now = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
         let shift = i128::try_from(saved.as_nanos()).unwrap_or(0) - now;
-        format!("{name} {} {}\n", shift.div_euclid(1_000_000_000), shift.rem_euclid(1_000_000_000))
+        format!(
+            "{name} {} {}\n",
+            shift.div_euclid(1_000_000_000),
+            shift.rem_euclid(1_000_000_000)
+        )
     };
-    line("monotonic", clocks.monotonic, rustix::time::ClockId::Monotonic)
-        + &line("boottime", clocks.boottime, rustix::time::ClockId::Boottime)
+    line(
+        "monotonic",
+        clocks.monotonic,
+        rustix::time::ClockId::Monotonic,
+    ) + &line("boottime", clocks.boottime, rustix::time::ClockId::Boottime)
 }
 
 /// Mounts a fresh `/proc`, in the first process of the new pid namespace.

@@ -120,7 +120,12 @@ pub struct Xstate(#[serde(with = "serde_bytes")] pub Vec<u8>);
 
 impl std::fmt::Debug for Xstate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Xstate({} bytes, features {:#x})", self.0.len(), self.features())
+        write!(
+            f,
+            "Xstate({} bytes, features {:#x})",
+            self.0.len(),
+            self.features()
+        )
     }
 }
 
@@ -128,13 +133,19 @@ impl Xstate {
     /// The features that are in use: XSTATE_BV of the XSAVE header, at byte 512 (Intel SDM volume 1, 13.4.2).
     #[must_use]
     pub fn features(&self) -> u64 {
-        self.0.get(512..520).and_then(|b| b.try_into().ok()).map_or(3, u64::from_le_bytes)
+        self.0
+            .get(512..520)
+            .and_then(|b| b.try_into().ok())
+            .map_or(3, u64::from_le_bytes)
     }
 
     /// The features that the kernel has enabled (XCR0), which it leaves at byte 464 of the software-reserved part
     /// (`arch/x86/include/uapi/asm/sigcontext.h`).
     #[must_use]
     pub fn enabled(&self) -> u64 {
-        self.0.get(464..472).and_then(|b| b.try_into().ok()).map_or(3, u64::from_le_bytes)
+        self.0
+            .get(464..472)
+            .and_then(|b| b.try_into().ok())
+            .map_or(3, u64::from_le_bytes)
     }
 }
