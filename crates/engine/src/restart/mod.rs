@@ -544,14 +544,9 @@ impl Maker<'_> {
         };
         let session = (tree.outer_session.0 != 0).then_some(tree.outer_session);
         self.fork(session, lead_session)?;
-<<<<<<< HEAD
-        // A line that this process held open would never seem closed to those at its ends.
-        close_all_but(&[]);
-=======
         // This process lives as long as the job: what it kept open, nobody else would ever see closed.
         keeper::let_go_of_stdio();
-        self.close_all_but(&[self.report.as_raw_fd()]);
->>>>>>> bench
+        close_all_but(&[]);
         loop {
             match process::wait(Pid(-1), 0).context(|| "waiting for the keeper".into())? {
                 process::Waited::NoChildren => return Ok(()),
