@@ -183,6 +183,17 @@ pub fn refusals(ctx: &CaptureContext) -> Result<Vec<Refusal>, EngineError> {
     }
 }
 
+/// Duplicates of a process's own standard input, output and error: for a look at a program that was not started by
+/// stasis, they stand for the job's streams. `None` for those that are closed or may not be duplicated.
+#[must_use]
+pub fn stdio_of(pid: Pid) -> [Option<OwnedFd>; 3] {
+    [0, 1, 2].map(|fd| {
+        let pid = rustix::process::Pid::from_raw(pid.0)?;
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        rustix::process::pidfd_getfd(pidfd, fd, PidfdGetfdFlags::empty()).ok()
+    })
+}
+
 /// What a running process does: it closes descriptors and ends.
 fn vanished(error: &EngineError) -> bool {
     match error {

@@ -33,8 +33,10 @@ pub mod timerfd;
 pub mod ttys;
 mod unsupported;
 
-pub use capture::{Found, Obstacle, capture, refusals};
-pub use restore::{Opened, Opening, close_high, finish, first_free, install, open_all, plan, seal};
+pub use capture::{Found, Obstacle, capture, refusals, stdio_of};
+pub use restore::{
+    Opened, Opening, close_high, finish, first_free, install, open_all, plan, raise_limit, seal,
+};
 
 use crate::contents::{ContentId, ContentLoader, ContentSink};
 use crate::error::Context;

@@ -236,8 +236,10 @@ fn open_one(
     }
 }
 
-/// A restart needs as many descriptors as the program has descriptions, above the program's own.
-fn raise_limit() {
+/// Raises the calling process's limit of descriptors as far as that goes: a restart needs as many as the program has
+/// descriptions, above the program's own. [`open_all`] does it; who moves descriptors out of the way before needs it
+/// earlier.
+pub fn raise_limit() {
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
         // What this does not give is missed, and told, by whatever needs it.

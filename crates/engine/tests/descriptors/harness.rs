@@ -4,7 +4,7 @@ use stasis_engine::contents::{ContentId, ContentLoader, ContentSink};
 use stasis_engine::descriptors::{
     self, CaptureContext, Captured, Kind, ProcessView, RestoreContext, timerfd,
 };
-use stasis_engine::file_policy::Collector;
+use stasis_engine::file_policy::{self, Collector, FileRecord, PathMap, PlanOptions};
 use stasis_engine::restart::ChangedFiles;
 use stasis_engine::tree::{self, Stat};
 use stasis_engine::{EngineError, Refusal};
@@ -15,7 +15,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// What every script starts with.
@@ -32,6 +32,15 @@ def system(number, *args):
     result = libc.syscall(number, *args)
     if result < 0: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result
+def child(prepare):
+    "Forks a child that has run `prepare`, and holds nothing else, when this returns."
+    r, w = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(r); prepare(); os.close(w)
+        while True: signal.pause()
+    os.close(w); os.read(r, 1); os.close(r)
+    return pid
 EFD_SEMAPHORE, F_SETPIPE_SZ, F_GETPIPE_SZ, O_DIRECT = 1, 1031, 1032, 0o40000
 def eventfd(count, flags=0): return system(290, count, flags)
 def signalfd(signals, flags=0):
@@ -55,6 +64,13 @@ IN, OUT, ERR, HUP, EXCLUSIVE, ONESHOT, ET = 1, 4, 8, 16, 1 << 28, 1 << 30, 1 << 
 def flags(fd): return fcntl.fcntl(fd, fcntl.F_GETFL)
 "#;
 
+/// Held while processes are forked: a copy of this process has all its descriptors, those of other tests among them, and
+/// a file that is open for writing is one that a restart will not change.
+fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static FORKING: Mutex<()> = Mutex::new(());
+    FORKING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A script that always has a last word: whoever reads its answers holds their other end too, and sees no end of them.
 fn guarded(body: &str) -> String {
     let body = body.replace('\n', "\n    ");
@@ -73,17 +89,35 @@ pub struct Program {
 }
 
 impl Program {
-    /// Starts a python program that runs `setup` and later, when asked, `check`, which prints what it finds.
+    /// Starts a python program that runs `setup` and later, when asked, `check`, which prints what it finds. Its standard
+    /// streams are pipes.
     pub fn start(setup: &str, check: &str) -> Program {
         let (stdin, commands) = std::io::pipe().expect("a pipe");
         let (answers, stdout) = std::io::pipe().expect("a pipe");
         let stdout = OwnedFd::from(stdout);
         let stderr = stdout.try_clone().expect("duplicates");
-        let stdio = [OwnedFd::from(stdin), stdout, stderr];
+        Program::start_on(
+            [OwnedFd::from(stdin), stdout, stderr],
+            OwnedFd::from(commands),
+            OwnedFd::from(answers),
+            setup,
+            check,
+        )
+    }
+
+    /// The same with streams of the test's choice; `commands` and `answers` are the test's ends of the first two.
+    pub fn start_on(
+        stdio: [OwnedFd; 3],
+        commands: OwnedFd,
+        answers: OwnedFd,
+        setup: &str,
+        check: &str,
+    ) -> Program {
         let give = |fd: &OwnedFd| Stdio::from(fd.try_clone().expect("duplicates"));
         let script = guarded(&format!(
-            "os.closerange(3, 4096)\n{setup}\nprint('ready', flush=True)\nsys.stdin.readline()\n{check}"
+            "os.closerange(3, 4096)\n{setup}\nprint('ready', flush=True)\nselect.select([0], [], []); os.read(0, 1)\n{check}"
         ));
+        let alone = one_at_a_time();
         let child = Command::new("python3")
             .args(["-u", "-c", &script])
             .stdin(give(&stdio[0]))
@@ -91,16 +125,17 @@ impl Program {
             .stderr(give(&stdio[2]))
             .spawn()
             .expect("python3 starts");
+        drop(alone);
         let mut program = Program {
             child,
-            commands: File::from(OwnedFd::from(commands)),
-            answers: BufReader::new(File::from(OwnedFd::from(answers))),
+            commands: File::from(commands),
+            answers: BufReader::new(File::from(answers)),
             stdio: stdio.map(Some),
             check: check.to_owned(),
         };
         let mut line = String::new();
         program.answers.read_line(&mut line).expect("an answer");
-        if line != "ready\n" {
+        if line.trim_end() != "ready" {
             panic!("the setup failed: {line}{}", answer(&mut program.answers));
         }
         program
@@ -120,10 +155,15 @@ impl Program {
 
     /// What stands in its way, looked at without storing.
     pub fn refusals(&self) -> Vec<Refusal> {
+        self.refusals_with(&self.stdio)
+    }
+
+    /// The same, these being the job's streams.
+    pub fn refusals_with(&self, stdio: &[Option<OwnedFd>; 3]) -> Vec<Refusal> {
         let views = self.views();
         let context = CaptureContext {
             processes: &views,
-            stdio: &self.stdio,
+            stdio,
             contents: None,
             file_content_limit: 0,
             files: &Collector::new(0),
@@ -137,12 +177,13 @@ impl Program {
         answer(&mut self.answers)
     }
 
-    /// Ends it.
+    /// Ends it, and lets go of its streams.
     pub fn kill(&mut self) {
         for view in self.views() {
             let _ = signal::send(view.pid, process::SIGKILL);
         }
         let _ = self.child.wait();
+        self.stdio = [None, None, None];
     }
 }
 
@@ -173,14 +214,17 @@ fn capture(
     stdio: &[Option<OwnedFd>; 3],
 ) -> Result<(Captured, Store), EngineError> {
     let store = Store::default();
+    let files = Collector::new(1 << 20);
     let context = CaptureContext {
         processes: views,
         stdio,
         contents: Some(&store),
         file_content_limit: 1 << 20,
-        files: &Collector::new(1 << 20),
+        files: &files,
     };
     let captured = descriptors::capture(&context)?;
+    files.store(&store)?;
+    *store.files.lock().expect("unpoisoned") = files.finish();
     Ok((captured, store))
 }
 
@@ -190,8 +234,8 @@ fn answer(from: &mut impl BufRead) -> String {
         let mut line = String::new();
         from.read_line(&mut line).expect("readable");
         assert!(!line.is_empty(), "the check ended early, after: {text}");
-        assert_ne!(line, "failed\n", "the check failed, after: {text}");
-        if line == "end\n" {
+        assert_ne!(line.trim_end(), "failed", "the check failed, after: {text}");
+        if line.trim_end() == "end" {
             return text;
         }
         text += &line;
@@ -200,11 +244,14 @@ fn answer(from: &mut impl BufRead) -> String {
 
 /// Contents in memory.
 #[derive(Debug, Default)]
-pub struct Store(Mutex<Vec<Vec<u8>>>);
+pub struct Store {
+    contents: Mutex<Vec<Vec<u8>>>,
+    files: Mutex<Vec<FileRecord>>,
+}
 
 impl Store {
     pub fn contents(&self) -> Vec<Vec<u8>> {
-        self.0.lock().expect("unpoisoned").clone()
+        self.contents.lock().expect("unpoisoned").clone()
     }
 }
 
@@ -213,7 +260,7 @@ impl ContentSink for Store {
         let mut bytes = vec![0; len as usize];
         file.read_exact_at(&mut bytes, 0)
             .map_err(|error| EngineError::Failed(error.to_string()))?;
-        let mut all = self.0.lock().expect("unpoisoned");
+        let mut all = self.contents.lock().expect("unpoisoned");
         all.push(bytes);
         Ok(ContentId(all.len() as u32 - 1))
     }
@@ -264,6 +311,7 @@ impl Restored {
         Restored::with_terminal(captured, store, program, streams, None)
     }
 
+    /// The same, with a terminal that was made for the job.
     pub fn with_terminal(
         captured: &Captured,
         store: &Store,
@@ -271,18 +319,28 @@ impl Restored {
         streams: Streams,
         terminal: Option<&OwnedFd>,
     ) -> Restored {
-        let views = program.views();
-        let views = if views.len() == captured.tables.len() {
-            views
-        } else {
+        Restored::try_new(captured, store, program, streams, terminal)
+            .unwrap_or_else(|error| panic!("the restart failed: {error}"))
+    }
+
+    /// The same; what was said when it fails.
+    pub fn try_new(
+        captured: &Captured,
+        store: &Store,
+        program: &Program,
+        streams: Streams,
+        terminal: Option<&OwnedFd>,
+    ) -> Result<Restored, String> {
+        let _alone = one_at_a_time();
+        let root = program.child.id() as i32;
+        let views: Vec<ProcessView> = match program.views() {
+            views if views.len() == captured.tables.len() => views,
             // It was killed meanwhile.
-            (0..captured.tables.len() as i32)
-                .map(|i| ProcessView {
-                    pid: Pid(0),
-                    virtual_pid: Pid(300 + i),
-                    name: String::new(),
-                })
-                .collect()
+            _ => (root..)
+                .take(captured.tables.len())
+                .map(Pid)
+                .map(view)
+                .collect(),
         };
         let (answers, stdout) = std::io::pipe().expect("a pipe");
         let (stdin, _) = std::io::pipe().expect("a pipe");
@@ -297,9 +355,17 @@ impl Restored {
                 ]
             }
         };
+        let records = store.files.lock().expect("unpoisoned");
+        let options = PlanOptions {
+            changed: ChangedFiles::Refuse,
+            map: PathMap::default(),
+            sequence: 1,
+        };
+        let plan = file_policy::plan(&records, &options, store);
+        let ready = file_policy::apply(&plan, &records, store).map_err(|e| e.to_string())?;
         let context = RestoreContext {
             contents: store,
-            files: None,
+            files: Some(&ready),
             first_free: descriptors::first_free(&captured.tables, &captured.descriptions).max(200),
             stdio: &stdio,
             terminal,
@@ -322,20 +388,21 @@ impl Restored {
         drop(told);
         let mut notes = String::new();
         report.read_to_string(&mut notes).expect("readable");
-        let notes = notes
-            .strip_prefix("ok\n")
-            .unwrap_or_else(|| panic!("the restart failed: {notes}"))
-            .to_owned();
+        let Some(notes) = notes.strip_prefix("ok\n") else {
+            let _ = process::wait(keeper, 0);
+            return Err(notes);
+        };
+        let notes = notes.to_owned();
         // Below the process that was forked comes the first of the pid namespace, and below that the tree.
         let processes = tree::descendants(keeper)[1..].to_vec();
         assert_eq!(processes.len(), captured.tables.len());
-        Restored {
+        Ok(Restored {
             keeper,
             notes,
             processes,
             answers: BufReader::new(File::from(OwnedFd::from(answers))),
             stdio,
-        }
+        })
     }
 
     /// Captures it in turn.
@@ -350,9 +417,10 @@ impl Restored {
         answer(&mut self.answers)
     }
 
-    /// Lets it run its check, when that prints nowhere.
-    pub fn run(&self) {
-        signal::send(self.processes[0], libc::SIGCONT).expect("it is there");
+    /// The same, where the answers come from somewhere else.
+    pub fn check_on(&mut self, answers: OwnedFd) -> String {
+        self.answers = BufReader::new(File::from(answers));
+        self.check()
     }
 }
 
@@ -373,6 +441,19 @@ fn keep(
     script: &str,
     told: OwnedFd,
 ) -> String {
+    let needed: Vec<RawFd> = context
+        .stdio
+        .iter()
+        .flatten()
+        .chain(context.terminal)
+        .chain([&told])
+        .map(AsRawFd::as_raw_fd)
+        .collect();
+    for fd in stasis_sys::descriptor::open_descriptors().unwrap_or_default() {
+        if fd > 2 && !needed.contains(&fd) {
+            let _ = stasis_sys::descriptor::close_range(fd, fd);
+        }
+    }
     let namespaces = (libc::CLONE_NEWUSER | libc::CLONE_NEWPID) as u64;
     match process::fork_with(None, namespaces) {
         Ok(Fork::Child) => {}

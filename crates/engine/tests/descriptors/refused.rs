@@ -51,10 +51,7 @@ fn every_process_is_named() {
     let all = refused(
         r"
 a, b = socket.socketpair(); at(10, a.detach()); b.close()
-r, w = os.pipe()
-if os.fork() == 0:
-    os.close(10); at(11, libc.inotify_init()); os.close(r); os.close(w); signal.pause()
-os.close(w); os.read(r, 1); os.close(r)
+child(lambda: (os.close(10), at(11, libc.inotify_init())))
 ",
     );
     assert_eq!(all.len(), 2, "{all:?}");
@@ -169,6 +166,20 @@ os.close({other}); at(10, {which}); os.environ['HOLDER'] = pid.decode()"
             "{all:?}"
         );
     }
+}
+
+#[test]
+fn a_program_that_stasis_did_not_start_may_have_streams() {
+    let program = Program::start("", "");
+    let pid = program.views()[0].pid;
+    let streams = stasis_engine::descriptors::stdio_of(pid);
+    assert!(streams.iter().all(Option::is_some));
+    assert_eq!(program.refusals_with(&streams), Vec::new());
+    let none = program.refusals_with(&[None, None, None]);
+    assert!(
+        none.iter().all(|r| r.reason.contains("outside the job")) && !none.is_empty(),
+        "{none:?}"
+    );
 }
 
 #[test]

@@ -1,0 +1,90 @@
+"""Drives a job in a terminal of its own: the arguments are a command; standard input holds steps, one on each line.
+
+  wait TEXT      until TEXT was seen since the last wait
+  send TEXT      types TEXT and a return
+  key HEX        types one byte
+  size ROWS COLS gives the terminal another size
+  front NAME     until the terminal's foreground process group is led by a process of that name
+  end            waits for the command's end and prints its status
+
+Prints everything that was seen, and `[status N]` or `[signal N]` at the end.
+"""
+import fcntl
+import os
+import pty
+import select
+import struct
+import sys
+import termios
+import time
+
+steps = sys.stdin.read().splitlines()
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execvp(sys.argv[1], sys.argv[1:])
+fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+seen = ""
+everything = ""
+
+
+def look(seconds):
+    global seen, everything
+    if select.select([terminal], [], [], seconds)[0]:
+        try:
+            text = os.read(terminal, 65536).decode(errors="replace")
+        except OSError:
+            return False
+        seen += text
+        everything += text
+        return text != ""
+    return True
+
+
+def fail(why):
+    print(everything)
+    print(f"[failed: {why}]")
+    os.kill(pid, 9)
+    sys.exit(1)
+
+
+for step in steps:
+    verb, _, rest = step.partition(" ")
+    limit = time.monotonic() + 60
+    if verb == "wait":
+        while rest not in seen:
+            if not look(0.1) or time.monotonic() > limit:
+                fail(f"waiting for {rest!r}")
+        seen = seen[seen.index(rest) + len(rest):]
+    elif verb == "send":
+        os.write(terminal, rest.encode() + b"\r")
+    elif verb == "key":
+        os.write(terminal, bytes.fromhex(rest))
+    elif verb == "size":
+        rows, columns = map(int, rest.split())
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    elif verb == "front":
+        while True:
+            look(0.02)
+            try:
+                with open(f"/proc/{os.tcgetpgrp(terminal)}/comm") as file:
+                    if file.read().strip() == rest:
+                        break
+            except OSError:
+                pass
+            if time.monotonic() > limit:
+                fail(f"waiting for {rest!r} in the foreground")
+    elif verb == "end":
+        while True:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                break
+            if not look(0.02):
+                done, status = os.waitpid(pid, 0)
+                break
+            if time.monotonic() > limit:
+                fail("waiting for the end")
+        while select.select([terminal], [], [], 0.1)[0] and look(0):
+            pass
+        print(everything)
+        print(f"[status {os.WEXITSTATUS(status)}]" if os.WIFEXITED(status) else f"[signal {os.WTERMSIG(status)}]")
+        sys.exit(0)

@@ -1,0 +1,304 @@
+//! The two checks that everything has to pass: a program that verifies itself, and one whose results are compared with
+//! those of an undisturbed run.
+
+use crate::random::Random;
+use crate::running::{Finished, Running};
+use crate::sandbox::Sandbox;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// What of a program must be the same in the end.
+#[derive(Clone, Copy, Debug)]
+pub enum Compare {
+    /// What the restarted program prints is the end of what the undisturbed one prints, byte for byte.
+    Output,
+    /// As [`Compare::Output`], after both went through a function that takes out what differs between any two runs.
+    Normalised(fn(&str) -> String),
+    /// Only the result files.
+    FilesOnly,
+}
+
+/// A real program: how it is started, and what it must bring about.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// Command and arguments.
+    pub argv: Vec<String>,
+    /// Files put into its working directory: name and contents.
+    pub files: Vec<(String, Vec<u8>)>,
+    /// Environment.
+    pub env: Vec<(String, String)>,
+    /// Files in its working directory that must be the same in the end.
+    pub results: Vec<String>,
+    /// What of the output is compared.
+    pub compare: Compare,
+}
+
+impl Program {
+    /// A program with nothing but its arguments.
+    #[must_use]
+    pub fn new<S: Into<String>>(argv: impl IntoIterator<Item = S>) -> Program {
+        Program {
+            argv: argv.into_iter().map(Into::into).collect(),
+            files: Vec::new(),
+            env: Vec::new(),
+            results: Vec::new(),
+            compare: Compare::Output,
+        }
+    }
+
+    /// With a file in its directory.
+    #[must_use]
+    pub fn file(mut self, name: &str, contents: impl Into<Vec<u8>>) -> Program {
+        self.files.push((name.into(), contents.into()));
+        self
+    }
+
+    /// With a variable in its environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Program {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// With a file whose contents are compared.
+    #[must_use]
+    pub fn result(mut self, name: &str) -> Program {
+        self.results.push(name.into());
+        self
+    }
+
+    /// With another way to compare the output.
+    #[must_use]
+    pub fn compare(mut self, compare: Compare) -> Program {
+        self.compare = compare;
+        self
+    }
+
+    fn prepare(&self, sandbox: &mut Sandbox) {
+        sandbox.env.extend(self.env.iter().cloned());
+        for (name, contents) in &self.files {
+            sandbox.write(name, contents);
+        }
+    }
+
+    fn results(&self, sandbox: &Sandbox) -> Vec<Vec<u8>> {
+        self.results.iter().map(|name| sandbox.read(name)).collect()
+    }
+
+    /// Three checkpoints at random moments, two kills, two restarts, the second from a checkpoint of the first; `make` gives
+    /// a fresh sandbox.
+    ///
+    /// # Panics
+    /// When anything differs from an undisturbed run.
+    pub fn cycle(&self, make: impl Fn() -> Sandbox) {
+        let mut random = Random::new();
+        let mut quiet = make();
+        self.prepare(&mut quiet);
+        let start = Instant::now();
+        let reference = quiet.plain(&self.argv);
+        let whole = start.elapsed();
+        println!("undisturbed: {whole:?}");
+        let results = self.results(&quiet);
+        for (name, contents) in self.results.iter().zip(&results) {
+            assert!(
+                !contents.is_empty(),
+                "the undisturbed run leaves no {name}: {reference:?}"
+            );
+        }
+        drop(quiet);
+        // The machine may have been busier during the undisturbed run than now: a program that is through too early is
+        // tried again with earlier moments.
+        for attempt in 0.. {
+            let mut sandbox = make();
+            self.prepare(&mut sandbox);
+            let scale = whole / (1 << attempt);
+            match self.interrupted(&sandbox, &mut random, scale) {
+                Some(end) => {
+                    self.same(&reference, &end);
+                    for (name, (now, then)) in self
+                        .results
+                        .iter()
+                        .zip(self.results(&sandbox).iter().zip(&results))
+                    {
+                        assert!(now == then, "{name} differs: {}", difference(then, now));
+                    }
+                    return;
+                }
+                None => assert!(
+                    attempt < 4,
+                    "the program is always through before its checkpoints"
+                ),
+            }
+        }
+    }
+
+    /// The end of the last restart; `None` when the program was through before the last kill.
+    fn interrupted(
+        &self,
+        sandbox: &Sandbox,
+        random: &mut Random,
+        whole: Duration,
+    ) -> Option<Finished> {
+        let mut job = sandbox.run(&self.argv);
+        job.wait_listed();
+        let mut images = Vec::new();
+        for (low, high) in [(0.03, 0.2), (0.03, 0.1)] {
+            std::thread::sleep(random.part(whole, low, high));
+            images.push(checkpoint_unless_done(sandbox, &mut job)?);
+        }
+        std::thread::sleep(random.part(whole, 0.0, 0.1));
+        job.kill_all();
+        let mut job = sandbox.restart(images.last()?);
+        job.wait_listed();
+        std::thread::sleep(random.part(whole, 0.0, 0.15));
+        images.push(checkpoint_unless_done(sandbox, &mut job)?);
+        std::thread::sleep(random.part(whole, 0.0, 0.1));
+        job.kill_all();
+        Some(sandbox.restart(images.last()?).finish())
+    }
+
+    fn same(&self, reference: &Finished, end: &Finished) {
+        assert_eq!(
+            end.exit, reference.exit,
+            "another status: {end:?}\nundisturbed: {reference:?}"
+        );
+        let (then, now) = match self.compare {
+            Compare::FilesOnly => return,
+            Compare::Output => (reference.stdout.clone(), end.stdout.clone()),
+            Compare::Normalised(change) => (change(&reference.stdout), change(&end.stdout)),
+        };
+        assert!(
+            !now.is_empty() && then.ends_with(&now),
+            "the output is not the end of the undisturbed run's: {end:?}\nundisturbed: {reference:?}"
+        );
+    }
+}
+
+fn checkpoint_unless_done(sandbox: &Sandbox, job: &mut Running<'_>) -> Option<PathBuf> {
+    let result = job.try_checkpoint();
+    if result.success() {
+        return Some(sandbox.newest_image());
+    }
+    // It may be about to end: give it the time, before the failure counts.
+    for _ in 0..500 {
+        if job.exited().is_some() {
+            println!("the program was through before the checkpoint");
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!(
+        "checkpoint failed: {result:?}\nthe job says: {}",
+        job.stderr()
+    );
+}
+
+fn difference(then: &[u8], now: &[u8]) -> String {
+    let at = then.iter().zip(now).position(|(a, b)| a != b);
+    let at = at.unwrap_or(then.len().min(now.len()));
+    let piece = |bytes: &[u8]| {
+        let from = at.saturating_sub(60);
+        let to = (at + 60).min(bytes.len());
+        String::from_utf8_lossy(&bytes[from.min(to)..to]).into_owned()
+    };
+    format!(
+        "at byte {at} of {} (now {}): {:?} became {:?}",
+        then.len(),
+        now.len(),
+        piece(then),
+        piece(now)
+    )
+}
+
+/// As [`verify_after_restart`] for what may also be refused at the checkpoint: then each of `words` must be named, no
+/// image be made, and the program go on.
+///
+/// # Panics
+/// When neither holds.
+pub fn verify_or_refused<S: AsRef<std::ffi::OsStr>>(sandbox: &Sandbox, argv: &[S], words: &[&str]) {
+    let mut job = sandbox.run(argv);
+    job.wait_line("ready");
+    let result = job.try_checkpoint();
+    if result.success() {
+        job.kill_all();
+        verify_after_restart(sandbox, argv);
+        return;
+    }
+    for word in words {
+        assert!(
+            result.stderr.contains(word),
+            "{word:?} is not named: {result:?}"
+        );
+    }
+    assert!(sandbox.all_images().is_empty(), "refused, and yet an image");
+    sandbox.write("go", "");
+    let end = job.finish();
+    assert!(
+        end.success() && end.stdout.ends_with("ok\n"),
+        "after the refusal: {end:?}"
+    );
+}
+
+/// Checks a program that says `ready`, waits for a file `go`, verifies its own state, says `ok` and ends with 0: it must
+/// do so in the run that goes on after the checkpoint, in a restart, and in a restart of a restart.
+///
+/// # Panics
+/// When it does not.
+pub fn verify_after_restart<S: AsRef<std::ffi::OsStr>>(sandbox: &Sandbox, argv: &[S]) {
+    verify_after_restart_with(sandbox, argv, |_| {});
+}
+
+/// As [`verify_after_restart`], with a look at every image on the way.
+///
+/// # Panics
+/// When the program does not find what it left.
+pub fn verify_after_restart_with<S: AsRef<std::ffi::OsStr>>(
+    sandbox: &Sandbox,
+    argv: &[S],
+    look: impl Fn(&std::path::Path),
+) {
+    let go = sandbox.work().join("go");
+    // The program must be all right by itself.
+    sandbox.write("go", "");
+    let alone = sandbox.plain(argv);
+    assert!(
+        alone.success() && alone.stdout.ends_with("ok\n"),
+        "the program fails without Stasis: {alone:?}"
+    );
+    let _ = std::fs::remove_file(&go);
+
+    let mut job = sandbox.run(argv);
+    job.wait_line("ready");
+    let first = job.checkpoint();
+    look(&first);
+    sandbox.write("go", "");
+    let end = job.finish();
+    assert!(
+        end.success() && end.stdout.ends_with("ok\n"),
+        "after the checkpoint: {end:?}"
+    );
+    let _ = std::fs::remove_file(&go);
+
+    let mut job = sandbox.restart(&first);
+    job.wait_listed();
+    let second = job.checkpoint();
+    look(&second);
+    job.kill_all();
+
+    let job = sandbox.restart(&first);
+    sandbox.write("go", "");
+    let end = job.finish();
+    assert!(
+        end.success() && end.stdout.ends_with("ok\n"),
+        "after the restart: {end:?}"
+    );
+    let _ = std::fs::remove_file(&go);
+
+    let job = sandbox.restart(&second);
+    sandbox.write("go", "");
+    let end = job.finish();
+    assert!(
+        end.success() && end.stdout.ends_with("ok\n"),
+        "after the restart of a restart: {end:?}"
+    );
+}

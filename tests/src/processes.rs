@@ -1,0 +1,149 @@
+//! Looking at processes through /proc.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// What `/proc/PID/stat` tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessState {
+    /// The name, up to 15 bytes.
+    pub name: String,
+    /// The letter: `R`, `S`, `T`, `Z`, ...
+    pub state: char,
+    /// The parent.
+    pub parent: i32,
+}
+
+/// The state of `pid`; `None` when it is gone.
+#[must_use]
+pub fn process_state(pid: i32) -> Option<ProcessState> {
+    state_of(&format!("/proc/{pid}"))
+}
+
+fn state_of(directory: &str) -> Option<ProcessState> {
+    let stat = fs::read(format!("{directory}/stat")).ok()?;
+    let stat = String::from_utf8_lossy(&stat);
+    let (head, tail) = stat.rsplit_once(')')?;
+    let mut fields = tail.split_ascii_whitespace();
+    Some(ProcessState {
+        name: head.split_once('(')?.1.into(),
+        state: fields.next()?.chars().next()?,
+        parent: fields.next()?.parse().ok()?,
+    })
+}
+
+/// Whether `pid` is there and not a zombie. The first thread may be one while others live on.
+#[must_use]
+pub fn alive(pid: i32) -> bool {
+    let dead = |state: &ProcessState| matches!(state.state, 'Z' | 'X');
+    match process_state(pid) {
+        None => false,
+        Some(state) if !dead(&state) => true,
+        Some(_) => threads(pid).any(|thread| {
+            state_of(&format!("/proc/{pid}/task/{thread}")).is_some_and(|state| !dead(&state))
+        }),
+    }
+}
+
+fn threads(pid: i32) -> impl Iterator<Item = i32> {
+    fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+fn all_pids() -> Vec<i32> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+/// The children of `pid`, zombies among them.
+#[must_use]
+pub fn children(pid: i32) -> Vec<i32> {
+    all_pids()
+        .into_iter()
+        .filter(|&child| process_state(child).is_some_and(|state| state.parent == pid))
+        .collect()
+}
+
+/// All descendants of `pid`, parents first; not `pid` itself.
+#[must_use]
+pub fn descendants(pid: i32) -> Vec<i32> {
+    let states: Vec<_> = all_pids()
+        .into_iter()
+        .filter_map(|pid| Some((pid, process_state(pid)?.parent)))
+        .collect();
+    let mut found = vec![pid];
+    let mut next = 0;
+    while let Some(&parent) = found.get(next) {
+        found.extend(
+            states
+                .iter()
+                .filter(|(_, p)| *p == parent)
+                .map(|(pid, _)| *pid),
+        );
+        next += 1;
+    }
+    found.remove(0);
+    found
+}
+
+/// Every living process that belongs to a test: it has `mark` in its environment or works below `dir`.
+pub(crate) fn belonging(mark: &str, dir: &Path) -> Vec<i32> {
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    all_pids()
+        .into_iter()
+        .filter(|&pid| pid != own && alive(pid) && (has_mark(pid, mark) || works_below(pid, dir)))
+        .collect()
+}
+
+fn has_mark(pid: i32, mark: &str) -> bool {
+    fs::read(format!("/proc/{pid}/environ")).is_ok_and(|text| {
+        text.split(|&byte| byte == 0)
+            .any(|entry| entry == mark.as_bytes())
+    })
+}
+
+fn works_below(pid: i32, dir: &Path) -> bool {
+    fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| {
+        cwd.starts_with(dir) || {
+            // The kernel shows the directory of a process whose directory was removed with this ending.
+            let cwd = cwd.as_os_str().as_bytes();
+            cwd.strip_suffix(b" (deleted)")
+                .is_some_and(|cwd| Path::new(OsStr::from_bytes(cwd)).starts_with(dir))
+        }
+    })
+}
+
+/// Takes the status of `pid` if it is a dead child of this process.
+pub(crate) fn reap(pid: i32) {
+    let own = std::process::id().cast_signed();
+    if process_state(pid).is_some_and(|state| state.parent == own && state.state == 'Z') {
+        let options = rustix::process::WaitOptions::NOHANG;
+        let _ = rustix::process::waitpid(rustix::process::Pid::from_raw(pid), options);
+    }
+}
+
+/// Makes this process the one that gets the orphans of its descendants: where the machine's first process is slow to
+/// take their status, or never does, their numbers would stay taken.
+pub(crate) fn adopt_orphans() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
+    });
+}
+
+/// Sends `signal` to `pid`; a process that is gone is no fault.
+pub(crate) fn send(pid: i32, signal: rustix::process::Signal) {
+    if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+        let _ = rustix::process::kill_process(pid, signal);
+    }
+}
