@@ -528,18 +528,30 @@ impl Maker<'_> {
                 rustix::process::ioctl_tiocsctty(terminal)
                     .context(|| "taking the terminal".into())?;
             }
+            let foreground = || -> Result<(), EngineError> {
+                let Some(terminal) = &self.options.terminal else {
+                    return Ok(());
+                };
+                let group = rustix::process::Pid::from_raw(process::group().0);
+                let group = group.ok_or_else(|| EngineError::Failed("no process group".into()))?;
+                rustix::termios::tcsetpgrp(terminal, group)
+                    .context(|| "giving the terminal to the job".into())
+            };
             let lead_group = || -> Result<(), EngineError> {
                 if process::own_id() == tree.outer_group && tree.outer_group != tree.outer_session {
                     process::set_group(Pid(0)).context(|| "making a process group".into())?;
                 }
-                let keeper = self.fork(Some(tree.keeper), || self.make_keeper())?;
-                let _ = keeper;
+                foreground()?;
+                self.fork(Some(tree.keeper), || self.make_keeper())?;
+                self.stand_by();
                 Ok(())
             };
             if tree.outer_group == tree.outer_session || tree.outer_group.0 == 0 {
                 lead_group()
             } else {
-                self.fork(Some(tree.outer_group), lead_group).map(drop)
+                self.fork(Some(tree.outer_group), lead_group)?;
+                self.stand_by();
+                Ok(())
             }
         };
         let session = (tree.outer_session.0 != 0).then_some(tree.outer_session);
@@ -553,6 +565,18 @@ impl Maker<'_> {
                 process::Waited::Child(..) | process::Waited::Nothing => {}
             }
         }
+    }
+
+    /// Where the job has a terminal: waits for the end of all children, holding nothing. The leader of a session takes its
+    /// terminal with it when it ends, and a stop from the terminal is dropped where no ancestor in another process group
+    /// could continue the job.
+    fn stand_by(&self) {
+        if self.options.terminal.is_none() {
+            return;
+        }
+        // Nothing of this process is used any more but its place in the tree.
+        let _ = stasis_sys::descriptor::close_from(0);
+        while let Ok(process::Waited::Child(..)) = process::wait(Pid(-1), 0) {}
     }
 
     /// In the keeper: opens everything, makes the processes, and serves.

@@ -65,6 +65,9 @@ pub(crate) fn supervise(service: Service) -> ! {
     let front = Arc::new(front);
     let front_pid =
         rustix::process::getppid().map_or(Pid(0), |pid| Pid(pid.as_raw_nonzero().get()));
+    // Before anybody else can know of the job: what the front is told to do with it must not be taken for a giving up
+    // of the start.
+    let _ = line::tell(front.as_fd(), &ToFront::Started { root, terminal }, true);
     // Nothing of this process may keep a file system busy.
     let _ = std::env::set_current_dir("/");
     let (tasks, inbox) = unbounded();
@@ -75,7 +78,6 @@ pub(crate) fn supervise(service: Service) -> ! {
             let text = format!("this job takes no requests: {error}");
             let _ = line::tell(front.as_fd(), &ToFront::Note(text), true);
         });
-    let _ = line::tell(front.as_fd(), &ToFront::Started { root, terminal }, true);
     for pid in waiting {
         let _ = signal::send_value(pid, Signal::USR2.as_raw(), 0);
     }
