@@ -14,6 +14,10 @@ pub struct ProcessState {
     pub state: char,
     /// The parent.
     pub parent: i32,
+    /// The process group.
+    pub group: i32,
+    /// The session.
+    pub session: i32,
 }
 
 /// The state of `pid`; `None` when it is gone.
@@ -31,6 +35,8 @@ fn state_of(directory: &str) -> Option<ProcessState> {
         name: head.split_once('(')?.1.into(),
         state: fields.next()?.chars().next()?,
         parent: fields.next()?.parse().ok()?,
+        group: fields.next()?.parse().ok()?,
+        session: fields.next()?.parse().ok()?,
     })
 }
 
@@ -123,12 +129,22 @@ fn works_below(pid: i32, dir: &Path) -> bool {
     })
 }
 
-/// Takes the status of `pid` if it is a dead child of this process.
-pub(crate) fn reap(pid: i32) {
+/// Takes the status of all dead children that this process got as orphans. Its own children are waited for where they
+/// were started: they lead a process group, or are in this process's.
+pub(crate) fn reap_orphans() {
     let own = std::process::id().cast_signed();
-    if process_state(pid).is_some_and(|state| state.parent == own && state.state == 'Z') {
-        let options = rustix::process::WaitOptions::NOHANG;
-        let _ = rustix::process::waitpid(rustix::process::Pid::from_raw(pid), options);
+    let group = process_state(own).map_or(0, |state| state.group);
+    for pid in all_pids() {
+        let adopted = process_state(pid).is_some_and(|state| {
+            state.parent == own
+                && state.state == 'Z'
+                && state.group != group
+                && (state.group != pid || state.session == pid)
+        });
+        if adopted {
+            let options = rustix::process::WaitOptions::NOHANG;
+            let _ = rustix::process::waitpid(rustix::process::Pid::from_raw(pid), options);
+        }
     }
 }
 
