@@ -436,6 +436,15 @@ fn await_skeleton(mut reports: File, processes: usize) -> Result<Vec<String>, En
     }
 }
 
+/// Closes every descriptor but the standard ones and `keep`, by number: in a forked copy that never returns to their owners.
+fn close_all_but(keep: &[RawFd]) {
+    for fd in stasis_sys::descriptor::open_descriptors().unwrap_or_default() {
+        if fd > 2 && !keep.contains(&fd) {
+            stasis_sys::descriptor::close(fd);
+        }
+    }
+}
+
 /// Makes the keeper and the skeleton: everything that runs in forked copies.
 struct Maker<'a> {
     image: &'a Image,
@@ -535,6 +544,9 @@ impl Maker<'_> {
         };
         let session = (tree.outer_session.0 != 0).then_some(tree.outer_session);
         self.fork(session, lead_session)?;
+        // This process lives as long as the job: what it kept open, nobody else would ever see closed.
+        keeper::let_go_of_stdio();
+        close_all_but(&[]);
         loop {
             match process::wait(Pid(-1), 0).context(|| "waiting for the keeper".into())? {
                 process::Waited::NoChildren => return Ok(()),
@@ -587,18 +599,9 @@ impl Maker<'_> {
             let _ = std::fs::write("/proc/sys/kernel/ns_last_pid", highest.to_string());
         }
         drop(opened);
-        self.close_all_but(&[front.as_raw_fd(), supervisor.as_raw_fd()]);
+        close_all_but(&[front.as_raw_fd(), supervisor.as_raw_fd()]);
         self.await_word(&supervisor)?;
         keeper::serve(&front, &supervisor, tree.root)
-    }
-
-    /// Closes everything that the keeper does not need: it would keep pipes of the program open.
-    fn close_all_but(&self, keep: &[RawFd]) {
-        for fd in stasis_sys::descriptor::open_descriptors().unwrap_or_default() {
-            if fd > 2 && !keep.contains(&fd) {
-                stasis_sys::descriptor::close(fd);
-            }
-        }
     }
 
     /// Waits until the supervisor has filled the processes with life; when it dies instead, they die.

@@ -115,7 +115,7 @@ impl Program {
     ) -> Program {
         let give = |fd: &OwnedFd| Stdio::from(fd.try_clone().expect("duplicates"));
         let script = guarded(&format!(
-            "os.closerange(3, 4096)\n{setup}\nprint('ready', flush=True)\nos.read(0, 1)\n{check}"
+            "os.closerange(3, 4096)\n{setup}\nprint('ready', flush=True)\nselect.select([0], [], []); os.read(0, 1)\n{check}"
         ));
         let alone = one_at_a_time();
         let child = Command::new("python3")

@@ -1,0 +1,299 @@
+//! The programs that are measured: this binary itself, run with a hidden verb.
+//!
+//! A program that is to be saved *ticks*: every 200 microseconds it looks whether its report is there, and writes it when
+//! it is not. So whoever deletes the report learns when the program runs, and what the longest gap between two ticks was.
+
+use clap::{Args, Subcommand, ValueEnum};
+use memmap2::{Advice, MmapMut};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+
+/// What memory holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Content {
+    /// Nothing that could be compressed.
+    Random,
+    /// Pages that were written, with zeros.
+    Zero,
+    /// Words, as in logs and tables.
+    Text,
+}
+
+/// What pages memory is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PageKind {
+    /// Of 4 KiB.
+    Small,
+    /// Transparent huge pages, by madvise(2).
+    Huge,
+}
+
+/// A program to be measured.
+#[derive(Debug, Args)]
+pub struct Workload {
+    /// Where it reports.
+    directory: PathBuf,
+    #[command(subcommand)]
+    kind: Kind,
+}
+
+#[derive(Debug, Subcommand)]
+enum Kind {
+    /// Ticks, and nothing else.
+    Tick,
+    /// Holds memory.
+    Memory {
+        #[arg(long)]
+        bytes: usize,
+        #[arg(long)]
+        content: Content,
+        #[arg(long)]
+        pages: PageKind,
+    },
+    /// Has threads, asleep or at work.
+    Threads {
+        #[arg(long)]
+        count: usize,
+        #[arg(long)]
+        busy: bool,
+    },
+    /// Has children.
+    Processes {
+        #[arg(long)]
+        count: usize,
+    },
+    /// One of those children.
+    Child,
+    /// Multiplies.
+    Cpu,
+    /// Allocates and frees in several threads.
+    Malloc,
+    /// Makes 10^6 system calls.
+    Calls,
+    /// Starts 500 programs.
+    Exec,
+}
+
+/// The report's file name.
+pub const REPORT: &str = "report";
+/// While a file of this name is there, the next report tells the sum of the memory's contents, too.
+pub const SUM: &str = "sum";
+
+const TICK: Duration = Duration::from_micros(200);
+
+pub fn run(workload: &Workload) -> io::Result<()> {
+    let directory = &workload.directory;
+    match workload.kind {
+        Kind::Tick => tick(directory, &[]),
+        Kind::Memory {
+            bytes,
+            content,
+            pages,
+        } => tick(directory, &memory(bytes, content, pages)?),
+        Kind::Threads { count, busy } => {
+            threads(directory, count, busy)?;
+            if busy {
+                // Among so many, this thread would have its turn too seldom to tell anything.
+                loop {
+                    std::thread::park();
+                }
+            }
+            tick(directory, &[])
+        }
+        Kind::Processes { count } => {
+            let own = std::env::current_exe()?;
+            for _ in 1..count {
+                let arguments = ["workload".as_ref(), directory.as_os_str(), "child".as_ref()];
+                Command::new(&own).args(arguments).spawn()?;
+            }
+            tick(directory, &[])
+        }
+        Kind::Child => loop {
+            std::thread::sleep(Duration::from_secs(1));
+        },
+        Kind::Cpu => timed(directory, cpu),
+        Kind::Malloc => timed(directory, malloc),
+        Kind::Calls => timed(directory, calls),
+        Kind::Exec => timed(directory, exec),
+    }
+}
+
+fn tick(directory: &Path, memory: &[u8]) -> io::Result<()> {
+    let report = directory.join(REPORT);
+    let mut last = Instant::now();
+    let mut longest = Duration::ZERO;
+    loop {
+        longest = longest.max(last.elapsed());
+        last = Instant::now();
+        if !report.try_exists()? {
+            let sum = directory
+                .join(SUM)
+                .try_exists()?
+                .then(|| format!(" {:x}", sum(memory)));
+            // Whole or not at all: whoever waits for it reads at once.
+            let beside = directory.join("report.new");
+            std::fs::write(
+                &beside,
+                format!("{}{}", longest.as_micros(), sum.unwrap_or_default()),
+            )?;
+            std::fs::rename(&beside, &report)?;
+            (longest, last) = (Duration::ZERO, Instant::now());
+        }
+        std::thread::sleep(TICK);
+    }
+}
+
+/// A generator of pseudo-random numbers (Marsaglia's xorshift64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+}
+
+/// Fills `to` with what cannot be compressed.
+pub fn fill_random(to: &mut [u8]) {
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    for word in to.as_chunks_mut::<8>().0 {
+        *word = random.next().to_ne_bytes();
+    }
+}
+
+fn fill_text(to: &mut [u8]) {
+    const STRETCH: usize = 8 << 20;
+    let mut random = Random(88_172_645_463_325_252);
+    let mut letters = |n: u64| -> String {
+        (0..n)
+            .map(|_| char::from(b'a' + (random.next() % 26) as u8))
+            .collect()
+    };
+    let words: Vec<String> = (0..2000).map(|n| letters(2 + n % 9)).collect();
+    let mut text = Vec::with_capacity(STRETCH + 16);
+    while text.len() < STRETCH {
+        // Some words are much more frequent than others.
+        let pick = random.next();
+        let place = (pick % 2000) * (pick >> 32 & 0xff) / 256;
+        text.extend_from_slice(words[place as usize].as_bytes());
+        text.push(if pick >> 60 == 0 { b'\n' } else { b' ' });
+    }
+    text.truncate(STRETCH);
+    for piece in to.chunks_mut(STRETCH) {
+        piece.copy_from_slice(&text[..piece.len()]);
+    }
+}
+
+fn memory(bytes: usize, content: Content, pages: PageKind) -> io::Result<MmapMut> {
+    let mut memory = MmapMut::map_anon(bytes)?;
+    // A kernel without huge pages has nothing to be advised about.
+    let _ = memory.advise(match pages {
+        PageKind::Small => Advice::NoHugePage,
+        PageKind::Huge => Advice::HugePage,
+    });
+    match content {
+        Content::Random => fill_random(&mut memory),
+        Content::Zero => memory.fill(0),
+        Content::Text => fill_text(&mut memory),
+    }
+    Ok(memory)
+}
+
+fn sum(memory: &[u8]) -> u64 {
+    let words = memory.as_chunks::<8>().0.iter();
+    words.fold(0, |sum: u64, word| {
+        (sum ^ u64::from_ne_bytes(*word)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+fn threads(directory: &Path, count: usize, busy: bool) -> io::Result<()> {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    const TURN: usize = 1 << 16;
+    let all = Arc::new(Barrier::new(count));
+    let report: Arc<Path> = directory.join(REPORT).into();
+    for _ in 1..count {
+        let (all, report) = (Arc::clone(&all), Arc::clone(&report));
+        let work = move || {
+            all.wait();
+            loop {
+                if !busy {
+                    std::thread::park();
+                    continue;
+                }
+                for _ in 0..TURN {
+                    COUNTER.fetch_add(1, Ordering::Relaxed);
+                }
+                if !report.exists() {
+                    // Whoever waits for it notices that it is missing.
+                    let _ = std::fs::File::create(&report);
+                }
+            }
+        };
+        std::thread::Builder::new()
+            .stack_size(64 << 10)
+            .spawn(work)?;
+    }
+    all.wait();
+    Ok(())
+}
+
+/// Does the work once and writes down how long it took, in nanoseconds.
+fn timed(directory: &Path, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    let began = Instant::now();
+    work()?;
+    std::fs::write(
+        directory.join(REPORT),
+        began.elapsed().as_nanos().to_string(),
+    )
+}
+
+fn cpu() -> io::Result<()> {
+    let mut random = Random(1);
+    let mut all = 0u64;
+    for _ in 0..300_000_000u64 {
+        all = all.wrapping_add(random.next());
+    }
+    std::hint::black_box(all);
+    Ok(())
+}
+
+fn malloc() -> io::Result<()> {
+    std::thread::scope(|scope| {
+        for seed in 1..=4 {
+            scope.spawn(move || {
+                let mut random = Random(seed);
+                let mut held: Vec<Vec<u8>> = vec![Vec::new(); 1000];
+                for _ in 0..1_000_000 {
+                    let pick = random.next();
+                    held[(pick % 1000) as usize] =
+                        Vec::with_capacity(16 + (pick >> 32) as usize % 4000);
+                }
+                std::hint::black_box(held);
+            });
+        }
+    });
+    Ok(())
+}
+
+fn calls() -> io::Result<()> {
+    for _ in 0..1_000_000 {
+        std::hint::black_box(rustix::process::getppid());
+    }
+    Ok(())
+}
+
+fn exec() -> io::Result<()> {
+    for _ in 0..500 {
+        let status = Command::new("/bin/true").stdin(Stdio::null()).status()?;
+        if !status.success() {
+            return Err(io::Error::other("/bin/true was not successful"));
+        }
+    }
+    Ok(())
+}
