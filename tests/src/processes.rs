@@ -107,8 +107,13 @@ pub(crate) fn belonging(mark: &str, dir: &Path) -> Vec<i32> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
     all_pids()
         .into_iter()
-        .filter(|&pid| pid != own && alive(pid) && (has_mark(pid, mark) || works_below(pid, dir)))
+        .filter(|&pid| pid != own && alive(pid) && belongs(pid, mark, dir))
         .collect()
+}
+
+/// Whether `pid` has `mark` in its environment or works below `dir`.
+pub(crate) fn belongs(pid: i32, mark: &str, dir: &Path) -> bool {
+    has_mark(pid, mark) || works_below(pid, dir)
 }
 
 fn has_mark(pid: i32, mark: &str) -> bool {
@@ -161,5 +166,19 @@ pub(crate) fn adopt_orphans() {
 pub(crate) fn send(pid: i32, signal: rustix::process::Signal) {
     if let Some(pid) = rustix::process::Pid::from_raw(pid) {
         let _ = rustix::process::kill_process(pid, signal);
+    }
+}
+
+/// Kills `pid` if `wanted` still holds of it once it cannot change hands any more: numbers are reused, and quickly so
+/// where a test burns them.
+pub(crate) fn kill_if(pid: i32, wanted: impl Fn(i32) -> bool) {
+    use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+    let Some(number) = Pid::from_raw(pid) else {
+        return;
+    };
+    if let Ok(held) = pidfd_open(number, PidfdFlags::empty())
+        && wanted(pid)
+    {
+        let _ = pidfd_send_signal(&held, Signal::KILL);
     }
 }

@@ -2,7 +2,6 @@
 
 use crate::running::{Finished, Running};
 use crate::{build, processes, wait_until};
-use rustix::process::Signal;
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::fs;
@@ -358,6 +357,24 @@ impl Sandbox {
         found
     }
 
+    /// Kills a process that [`Sandbox::living`] gave.
+    fn kill(&self, pid: i32) {
+        processes::kill_if(pid, |pid| {
+            processes::belongs(pid, &self.mark, &self.root) || self.below_a_front(pid)
+        });
+    }
+
+    fn below_a_front(&self, mut pid: i32) -> bool {
+        let fronts = self.fronts.borrow();
+        while let Some(state) = processes::process_state(pid) {
+            if fronts.contains(&state.parent) {
+                return true;
+            }
+            pid = state.parent;
+        }
+        false
+    }
+
     /// Waits until no process of this test is left.
     ///
     /// # Panics
@@ -377,7 +394,7 @@ impl Sandbox {
         wait_until("every process of the test is gone", || {
             let living = self.living();
             for &pid in &living {
-                processes::send(pid, Signal::KILL);
+                self.kill(pid);
             }
             living.is_empty().then_some(())
         });
@@ -433,7 +450,7 @@ impl Drop for Sandbox {
                 break;
             }
             for pid in living {
-                processes::send(pid, Signal::KILL);
+                self.kill(pid);
             }
             std::thread::sleep(std::time::Duration::from_millis(3));
         }
