@@ -248,34 +248,52 @@ static void stack_growth(void) {
 
 /* /proc/self/maps and the flags of smaps, without what a kernel may number anew. */
 static char old_maps[1 << 22], new_maps[1 << 22];
+struct area {
+    unsigned long start, end;
+    char what[600];
+};
+/* Neighbours that are alike may become one area. */
+static size_t emit(char *to, size_t size, size_t used, struct area *last, const struct area *next) {
+    if (last->end != 0 && next != NULL && last->end == next->start && strcmp(last->what, next->what) == 0) {
+        last->end = next->end;
+        return used;
+    }
+    if (last->end != 0) used += (size_t)snprintf(to + used, size - used, "%lx-%lx %s\n", last->start, last->end, last->what);
+    if (next != NULL) *last = *next;
+    return used;
+}
+/* Soft-dirty marks do not count; nor does whether an area that cannot be written was accounted when it could. */
+static void without(char *text, const char *word) {
+    for (char *at; (at = strstr(text, word)) != NULL;) memmove(at, at + strlen(word), strlen(at + strlen(word)) + 1);
+}
 static size_t layout(char *to, size_t size) {
     static char text[1 << 22];
+    static struct area last, area;
     size_t length = slurp("/proc/self/smaps", text, sizeof text), used = 0;
     text[length] = 0;
+    last.end = 0;
     bool skip = false;
     for (char *line = strtok(text, "\n"); line != NULL; line = strtok(NULL, "\n")) {
-        unsigned long start, end, offset;
+        unsigned long offset;
         char protection[5];
         const char *path;
-        if (sscanf(line, "%lx-%lx %4s %lx", &start, &end, protection, &offset) == 4 && line[4] != ':') {
+        if (sscanf(line, "%lx-%lx %4s %lx", &area.start, &area.end, protection, &offset) == 4 && line[4] != ':') {
             path = strchr(line, '/');
             if (path == NULL) path = strchr(line, '[');
             /* Names of objects that have none. */
             if (path != NULL && (strncmp(path, "/dev/zero", 9) == 0 || strncmp(path, "/memfd:", 7) == 0)) path = "shared";
             /* The vdso's own data pages have a size that belongs to the kernel. */
             skip = path != NULL && (strncmp(path, "[vvar", 5) == 0 || strncmp(path, "[vsys", 5) == 0);
-            if (!skip) used += (size_t)snprintf(to + used, size - used, "%lx-%lx %s %s\n", start, end, protection,
-                                                path == NULL ? "" : path);
+            snprintf(area.what, sizeof area.what, "%s %s", protection, path == NULL ? "" : path);
         } else if (!skip && strncmp(line, "VmFlags:", 8) == 0) {
-            used += (size_t)snprintf(to + used, size - used, "%s\n", line);
+            without(line, " sd");
+            without(line, " ac");
+            size_t have = strlen(area.what);
+            snprintf(area.what + have, sizeof area.what - have, " %s", line + 9);
+            used = emit(to, size, used, &last, &area);
         }
     }
-    return used;
-}
-
-/* Soft-dirty marks do not count; nor does whether an area that cannot be written was accounted when it could. */
-static void without(char *text, const char *word) {
-    for (char *at; (at = strstr(text, word)) != NULL;) memmove(at, at + strlen(word), strlen(at + strlen(word)) + 1);
+    return emit(to, size, used, &last, NULL);
 }
 
 static void compare_layout(void) {
@@ -286,10 +304,6 @@ static void compare_layout(void) {
     layout(old_maps, sizeof old_maps);
     ready_and_wait();
     layout(new_maps, sizeof new_maps);
-    without(old_maps, " sd");
-    without(new_maps, " sd");
-    without(old_maps, " ac");
-    without(new_maps, " ac");
     if (strcmp(old_maps, new_maps) != 0) {
         char *old = old_maps, *now = new_maps;
         while (*old != 0 || *now != 0) {

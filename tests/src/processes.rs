@@ -14,6 +14,10 @@ pub struct ProcessState {
     pub state: char,
     /// The parent.
     pub parent: i32,
+    /// The process group.
+    pub group: i32,
+    /// The session.
+    pub session: i32,
 }
 
 /// The state of `pid`; `None` when it is gone.
@@ -31,6 +35,8 @@ fn state_of(directory: &str) -> Option<ProcessState> {
         name: head.split_once('(')?.1.into(),
         state: fields.next()?.chars().next()?,
         parent: fields.next()?.parse().ok()?,
+        group: fields.next()?.parse().ok()?,
+        session: fields.next()?.parse().ok()?,
     })
 }
 
@@ -101,8 +107,13 @@ pub(crate) fn belonging(mark: &str, dir: &Path) -> Vec<i32> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
     all_pids()
         .into_iter()
-        .filter(|&pid| pid != own && alive(pid) && (has_mark(pid, mark) || works_below(pid, dir)))
+        .filter(|&pid| pid != own && alive(pid) && belongs(pid, mark, dir))
         .collect()
+}
+
+/// Whether `pid` has `mark` in its environment or works below `dir`.
+pub(crate) fn belongs(pid: i32, mark: &str, dir: &Path) -> bool {
+    has_mark(pid, mark) || works_below(pid, dir)
 }
 
 fn has_mark(pid: i32, mark: &str) -> bool {
@@ -123,12 +134,22 @@ fn works_below(pid: i32, dir: &Path) -> bool {
     })
 }
 
-/// Takes the status of `pid` if it is a dead child of this process.
-pub(crate) fn reap(pid: i32) {
+/// Takes the status of all dead children that this process got as orphans. Its own children are waited for where they
+/// were started: they lead a process group, or are in this process's.
+pub(crate) fn reap_orphans() {
     let own = std::process::id().cast_signed();
-    if process_state(pid).is_some_and(|state| state.parent == own && state.state == 'Z') {
-        let options = rustix::process::WaitOptions::NOHANG;
-        let _ = rustix::process::waitpid(rustix::process::Pid::from_raw(pid), options);
+    let group = process_state(own).map_or(0, |state| state.group);
+    for pid in all_pids() {
+        let adopted = process_state(pid).is_some_and(|state| {
+            state.parent == own
+                && state.state == 'Z'
+                && state.group != group
+                && (state.group != pid || state.session == pid)
+        });
+        if adopted {
+            let options = rustix::process::WaitOptions::NOHANG;
+            let _ = rustix::process::waitpid(rustix::process::Pid::from_raw(pid), options);
+        }
     }
 }
 
@@ -145,5 +166,19 @@ pub(crate) fn adopt_orphans() {
 pub(crate) fn send(pid: i32, signal: rustix::process::Signal) {
     if let Some(pid) = rustix::process::Pid::from_raw(pid) {
         let _ = rustix::process::kill_process(pid, signal);
+    }
+}
+
+/// Kills `pid` if `wanted` still holds of it once it cannot change hands any more: numbers are reused, and quickly so
+/// where a test burns them.
+pub(crate) fn kill_if(pid: i32, wanted: impl Fn(i32) -> bool) {
+    use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+    let Some(number) = Pid::from_raw(pid) else {
+        return;
+    };
+    if let Ok(held) = pidfd_open(number, PidfdFlags::empty())
+        && wanted(pid)
+    {
+        let _ = pidfd_send_signal(&held, Signal::KILL);
     }
 }

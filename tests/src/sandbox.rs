@@ -2,9 +2,7 @@
 
 use crate::running::{Finished, Running};
 use crate::{build, processes, wait_until};
-use rustix::process::Signal;
 use std::cell::RefCell;
-use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -88,8 +86,6 @@ pub struct Sandbox {
     pub restart_options: Vec<String>,
     /// Numbers of the processes in front of the jobs: children of this process that it waits for itself.
     fronts: RefCell<Vec<i32>>,
-    /// Numbers of the others that were seen alive: they may have become our children as orphans.
-    seen: RefCell<HashSet<i32>>,
 }
 
 impl Sandbox {
@@ -131,7 +127,6 @@ impl Sandbox {
             run_options: ["--keep", "99"].map(String::from).into(),
             restart_options: ["--keep", "99"].map(String::from).into(),
             fronts: RefCell::default(),
-            seen: RefCell::default(),
         };
         for name in ["home", "run", "tmp", "images", "work"] {
             let dir = sandbox.root.join(name);
@@ -359,8 +354,25 @@ impl Sandbox {
         }
         found.sort_unstable();
         found.dedup();
-        self.seen.borrow_mut().extend(&found);
         found
+    }
+
+    /// Kills a process that [`Sandbox::living`] gave.
+    fn kill(&self, pid: i32) {
+        processes::kill_if(pid, |pid| {
+            processes::belongs(pid, &self.mark, &self.root) || self.below_a_front(pid)
+        });
+    }
+
+    fn below_a_front(&self, mut pid: i32) -> bool {
+        let fronts = self.fronts.borrow();
+        while let Some(state) = processes::process_state(pid) {
+            if fronts.contains(&state.parent) {
+                return true;
+            }
+            pid = state.parent;
+        }
+        false
     }
 
     /// Waits until no process of this test is left.
@@ -382,21 +394,12 @@ impl Sandbox {
         wait_until("every process of the test is gone", || {
             let living = self.living();
             for &pid in &living {
-                processes::send(pid, Signal::KILL);
+                self.kill(pid);
             }
             living.is_empty().then_some(())
         });
         // Their numbers are to be free as well.
-        let fronts = self.fronts.borrow().clone();
-        let mut seen = self.seen.borrow_mut();
-        seen.retain(|pid| !fronts.contains(pid));
-        wait_until("their numbers are free", || {
-            seen.retain(|&pid| {
-                processes::reap(pid);
-                processes::process_state(pid).is_some_and(|state| state.state == 'Z')
-            });
-            seen.is_empty().then_some(())
-        });
+        processes::reap_orphans();
     }
 }
 
@@ -447,15 +450,11 @@ impl Drop for Sandbox {
                 break;
             }
             for pid in living {
-                processes::send(pid, Signal::KILL);
+                self.kill(pid);
             }
             std::thread::sleep(std::time::Duration::from_millis(3));
         }
-        for pid in self.seen.borrow().iter() {
-            if !self.fronts.borrow().contains(pid) {
-                processes::reap(*pid);
-            }
-        }
+        processes::reap_orphans();
         if failed {
             eprintln!("---- what happened in {} ----", self.root.display());
             for line in self.log.borrow().iter() {

@@ -515,7 +515,7 @@ fn io_uring_is_refused_by_name() {
 fn a_program_that_is_not_dumpable() {
     is_refused(
         "ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)",
-        &["python3", "dumpable"],
+        &["python3", "protected"],
     );
 }
 

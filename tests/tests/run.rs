@@ -2,8 +2,6 @@
 
 use rustix::process::Signal;
 use stasis_tests::{Exit, Finished, Sandbox, alive, wait_until};
-use std::io::Write;
-use std::process::Stdio;
 
 fn shell(text: &str) -> Finished {
     Sandbox::new().run(&["sh", "-c", text]).finish()
@@ -59,15 +57,14 @@ fn standard_streams_pass_through() {
 #[test]
 fn a_pipe_into_the_program() {
     let sandbox = Sandbox::new();
-    let mut command = sandbox.run_command(&["wc", "-c"]);
-    command.stdin(Stdio::piped());
-    command.stdout(Stdio::piped());
-    let mut child = command.spawn().expect("starting");
-    let mut input = child.stdin.take().expect("a pipe");
-    input.write_all(&vec![b'x'; 1 << 20]).expect("writing");
-    drop(input);
-    let output = child.wait_with_output().expect("its end");
-    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "1048576");
+    let inner = sandbox.run_command(&["wc", "-c"]);
+    let mut words = vec![inner.get_program().to_owned()];
+    words.extend(inner.get_args().map(ToOwned::to_owned));
+    let mut command = sandbox.command("sh");
+    command.args(["-c", "head -c 1048576 /dev/zero | \"$@\"", "sh"]);
+    command.args(words);
+    let end = sandbox.start(command).finish();
+    assert_eq!(end.stdout.trim(), "1048576", "{end:?}");
 }
 
 #[test]

@@ -47,10 +47,11 @@ fn taken(message: &str) -> bool {
 
 fn verify(strategy: &str, name: &str, arguments: &[&str]) {
     need!("cc");
+    // First, as it has to outlast the sandbox.
+    let _alone = alone();
     let Some(sandbox) = sandbox(strategy) else {
         stasis_tests::skip!("the tests do not run as root");
     };
-    let _alone = alone();
     let program = program(name, Linkage::Dynamic).expect("there is a compiler");
     let mut argv = vec![program.as_os_str()];
     argv.extend(arguments.iter().map(std::ffi::OsStr::new));
