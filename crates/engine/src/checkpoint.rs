@@ -83,6 +83,22 @@ pub fn checkpoint(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Report, EngineError> {
+    // Tracees belong to the thread that has seized them. One that could not be stopped cannot be let go either, but the kernel
+    // does that when the tracing thread ends (`exit_ptrace`, `kernel/ptrace.c`).
+    std::thread::scope(|scope| {
+        let tracing = scope.spawn(|| trace(job, path, options, progress));
+        tracing
+            .join()
+            .unwrap_or_else(|_| Err(EngineError::Failed("the checkpoint panicked".into())))
+    })
+}
+
+fn trace(
+    job: &mut Job,
+    path: &Path,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Report, EngineError> {
     let began = Instant::now();
     faults::pass("begin")?;
     let writing = WriteOptions {

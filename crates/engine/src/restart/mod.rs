@@ -567,13 +567,10 @@ impl Maker<'_> {
         }
     }
 
-    /// Where the job has a terminal: waits for the end of all children, holding nothing. The leader of a session takes its
-    /// terminal with it when it ends, and a stop from the terminal is dropped where no ancestor in another process group
-    /// could continue the job.
+    /// Waits for the end of all children, holding nothing. The leader of a session takes its terminal with it when it ends; and
+    /// in an orphaned process group, of which no ancestor in another group of the session could continue it, SIGTSTP and its
+    /// like do not stop a process (`setpgid(2)`).
     fn stand_by(&self) {
-        if self.options.terminal.is_none() {
-            return;
-        }
         // Nothing of this process is used any more but its place in the tree.
         let _ = stasis_sys::descriptor::close_from(0);
         while let Ok(process::Waited::Child(..)) = process::wait(Pid(-1), 0) {}
