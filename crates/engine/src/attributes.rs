@@ -38,6 +38,8 @@ pub struct State {
     pub parent_death_signal: i32,
     /// `PR_GET_CHILD_SUBREAPER`.
     pub subreaper: bool,
+    /// `PR_GET_KEEPCAPS`.
+    pub keep_capabilities: bool,
     /// `PR_GET_THP_DISABLE`.
     pub huge_pages_off: bool,
     /// `/proc/PID/oom_score_adj`.
@@ -108,6 +110,7 @@ pub fn capture_remotely(state: &mut State, calls: &mut Calls<'_>) -> Result<(), 
         calls.call(name, libc::SYS_prctl, &[option as u64])
     };
     state.dumpable = plain(calls, "prctl(PR_GET_DUMPABLE)", libc::PR_GET_DUMPABLE)? as i32;
+    state.keep_capabilities = plain(calls, "prctl(PR_GET_KEEPCAPS)", libc::PR_GET_KEEPCAPS)? != 0;
     state.huge_pages_off = plain(calls, "prctl(PR_GET_THP_DISABLE)", libc::PR_GET_THP_DISABLE)
         .is_ok_and(|value| value != 0);
     state.parent_death_signal =
@@ -139,6 +142,9 @@ pub fn restore_remotely(state: &State, calls: &mut Calls<'_>) -> Result<(), Engi
     let mut set = |name, option: i32, value: u64| {
         calls.call(name, libc::SYS_prctl, &[option as u64, value, 0, 0, 0])
     };
+    if state.keep_capabilities {
+        set("prctl(PR_SET_KEEPCAPS)", libc::PR_SET_KEEPCAPS, 1)?;
+    }
     if state.huge_pages_off {
         set("prctl(PR_SET_THP_DISABLE)", libc::PR_SET_THP_DISABLE, 1)?;
     }

@@ -241,6 +241,7 @@ pub fn capture(
         )?;
         processes.push(process);
     }
+    ask_for_stops(frozen, &mut processes)?;
     collected.shared.tie(&open.inodes);
     let shared = capture_shared(frozen, &mut collected, store)?;
     let zombies = frozen.zombies.iter().map(|zombie| {
@@ -383,7 +384,7 @@ fn capture_process(
         threads::capture_remotely(&mut states[0], calls)?;
         attributes::capture_remotely(&mut attributes, calls)?;
         memory::layout::capture_remotely(&mut layout, calls)?;
-        let signals = signals::capture_remotely(&status, std::mem::take(&mut shared_queue), calls)?;
+        let signals = signals::capture_remotely(std::mem::take(&mut shared_queue), calls)?;
         let timers = timers::capture_remotely(id, &threads_by_id, calls)?;
         Ok(Some((signals, timers)))
     })?;
@@ -394,6 +395,7 @@ fn capture_process(
         group: innermost(&status, "NSpgid"),
         session: innermost(&status, "NSsid"),
         stopped_by: frozen.stopped_by,
+        stop_reported: true,
         leader_exited: frozen.leader_exited,
         threads: states,
         memory: memory::State {
@@ -453,6 +455,30 @@ fn with_calls<T>(
     head[0].stopped = Some(calls.finish()?);
     outcome?;
     first.ok_or(EngineError::Gone)
+}
+
+/// Finds out which stops of children their parents have not waited for yet: asked of the parent, without consuming anything.
+fn ask_for_stops(frozen: &mut Frozen, processes: &mut [Process]) -> Result<(), EngineError> {
+    const P_PID: u64 = 1;
+    let options = (libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT) as u64;
+    for n in 0..processes.len() {
+        let (child, parent) = (processes[n].pid, processes[n].parent);
+        let place = processes.iter().position(|process| process.pid == parent);
+        let (Some(_), Some(place)) = (processes[n].stopped_by, place) else {
+            continue;
+        };
+        let id = living(&frozen.processes[place]);
+        let (vmas, status) = (maps::read(id)?, read_status(id)?);
+        let unreported = with_calls(&mut frozen.processes[place], 1, &vmas, &status, |calls, _| {
+            let address = calls.put(&[0; stasis_tracee::SIGINFO_BYTES])?;
+            let arguments = [P_PID, child.0 as u64, address, options, 0];
+            // The process may have children of another thread's only (__WNOTHREAD is not asked for): an error means no news.
+            let asked = calls.call("waitid", libc::SYS_waitid, &arguments);
+            Ok(Some(asked.is_ok() && calls.get::<4>(0)? != [0; 4]))
+        })?;
+        processes[n].stop_reported = !unreported;
+    }
+    Ok(())
 }
 
 fn capture_shared(

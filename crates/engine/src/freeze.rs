@@ -71,6 +71,10 @@ const THREAD_LIMIT: Duration = Duration::from_secs(2);
 /// Freezes that fail because a thread cannot be stopped are repeated until this has passed: a vfork parent waits for
 /// its child to exec.
 const FREEZE_LIMIT: Duration = Duration::from_secs(10);
+/// Pauses between freezes grow up to this.
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+/// A thread that has not stopped after this is looked at.
+const UNREACHABLE_AFTER: Duration = Duration::from_millis(3);
 
 /// Stops every descendant of `keeper` except those of `ours`.
 ///
@@ -83,10 +87,15 @@ pub fn freeze(
     known: &HashMap<Pid, Sleeping>,
 ) -> Result<Frozen, EngineError> {
     let deadline = Instant::now() + FREEZE_LIMIT;
+    let mut pause = Duration::from_millis(1);
     loop {
         match attempt(keeper, ours, known) {
-            Err(EngineError::Tracee(TraceError::Stuck(_))) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(10));
+            Err(EngineError::Tracee(TraceError::Stuck(tid))) => {
+                if Instant::now() >= deadline {
+                    return Err(unreachable(tid));
+                }
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(LONGEST_PAUSE);
             }
             other => return other,
         }
@@ -131,7 +140,6 @@ fn attempt(
     let mut catch = Catch::default();
     let mut sleeping: HashMap<Pid, Sleeping> = HashMap::new();
     let clock = timed_calls::scheduler_clock();
-    let limit = THREAD_LIMIT;
     loop {
         let mut fresh = Vec::new();
         let members: Vec<Pid> = tree::descendants(keeper)
@@ -152,6 +160,11 @@ fn attempt(
                         catch.running.insert(tid, running);
                     }
                     Err(TraceError::Dead(_)) => {}
+                    // Born of a traced thread, whose news of it is still to come.
+                    Err(_) if is_traced_by_us(*pid, tid) => {
+                        fresh.push(tid);
+                        catch.running.insert(tid, Running::born(tid));
+                    }
                     Err(error) => match Stat::read(format_args!("{pid}/task/{tid}")) {
                         None => {}
                         Some(stat) if matches!(stat.state, 'Z' | 'X') => {}
@@ -168,7 +181,7 @@ fn attempt(
         }
         let mut born = Born::default();
         while let Some((tid, running)) = catch.running.pop_first() {
-            match running.wait(limit, &mut born) {
+            match wait_patiently(running, &mut born) {
                 Ok(stopped) => {
                     catch.stopped.insert(tid, stopped);
                 }
@@ -179,13 +192,58 @@ fn attempt(
                 }
             }
             for child in born.0.drain(..) {
-                catch.running.insert(child, Running::born(child));
+                if !catch.stopped.contains_key(&child) {
+                    catch.running.insert(child, Running::born(child));
+                }
             }
         }
         if fresh.is_empty() {
             return assemble(&members, catch, &mut sleeping);
         }
     }
+}
+
+/// Waits for a thread to stop. One that sleeps where no stop reaches it is given up at once: most often it is a vfork parent,
+/// whose child could not exec while it is held.
+fn wait_patiently(running: Running, born: &mut Born) -> Result<Stopped, TraceError> {
+    let tid = running.tid();
+    let deadline = Instant::now() + THREAD_LIMIT;
+    let mut outcome = running.wait(UNREACHABLE_AFTER, born);
+    while matches!(outcome, Err(TraceError::Stuck(_))) && Instant::now() < deadline {
+        if Stat::read(tid).is_some_and(|stat| stat.state == 'D') {
+            break;
+        }
+        outcome = Running::born(tid).wait(UNREACHABLE_AFTER, born);
+    }
+    outcome
+}
+
+/// Why a thread could not be stopped for so long.
+fn unreachable(tid: Pid) -> EngineError {
+    let stat = Stat::read(tid);
+    let call = fs::read_to_string(format!("/proc/{tid}/syscall")).unwrap_or_default();
+    let number = call.split_ascii_whitespace().next().and_then(|word| word.parse::<i64>().ok());
+    let vfork = number.is_some_and(|number| {
+        matches!(number, libc::SYS_vfork | libc::SYS_clone | libc::SYS_clone3)
+    });
+    let (reason, hint) = if vfork {
+        ("it waits for a child that it has made by vfork(2) and that does not exec", "try again when that child has started its program")
+    } else {
+        ("it hangs in the kernel, where it cannot be stopped", "try again; if it stays so, look for a file server that does not answer")
+    };
+    EngineError::Refused(vec![crate::Refusal {
+        pid: stat.as_ref().map(|_| tid),
+        process: stat.map_or_else(String::new, |stat| stat.comm),
+        object: format!("thread {tid}"),
+        reason: reason.into(),
+        hint: hint.into(),
+    }])
+}
+
+fn is_traced_by_us(pid: Pid, tid: Pid) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).unwrap_or_default();
+    let tracer = tree::status_field(&status, "TracerPid").and_then(|id| id.parse().ok());
+    tracer == Some(rustix::thread::gettid().as_raw_nonzero().get())
 }
 
 fn untraceable(pid: Pid, stat: &Stat, error: TraceError) -> EngineError {
