@@ -20,5 +20,6 @@ pub mod startup;
 pub mod task;
 pub mod terminal;
 pub mod timerfd;
+pub mod userfaultfd;
 
 pub use id::Pid;

@@ -5,7 +5,7 @@ mod fill;
 pub mod ids;
 mod revive;
 mod skeleton;
-mod world;
+pub(crate) mod world;
 
 use crate::descriptors::{self, RestoreContext};
 use crate::error::Context;

@@ -124,11 +124,18 @@ pub fn revive(
 }
 
 /// Writes the zeros that the image left out where they stand over a file's contents.
-fn zero_private_copies(image: &Image, saved: &Tree, memories: &[Memory]) -> Result<(), EngineError> {
+fn zero_private_copies(
+    image: &Image,
+    saved: &Tree,
+    memories: &[Memory],
+) -> Result<(), EngineError> {
     let page = [0; stasis_sys::pagemap::PAGE as usize];
     for (process, memory) in saved.processes.iter().zip(memories) {
         let extents = image.extents(ObjectId(process.memory.contents));
-        let extents: Vec<_> = extents.iter().map(|extent| extent.offset..extent.end()).collect();
+        let extents: Vec<_> = extents
+            .iter()
+            .map(|extent| extent.offset..extent.end())
+            .collect();
         for range in areas::zeros_over_files(&process.memory, &extents) {
             for at in range.step_by(page.len()) {
                 memory
