@@ -19,11 +19,11 @@ use crate::job::{Memory, own_stdio};
 use crate::{EngineError, Job};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
-use stasis_sys::Pid;
 use stasis_sys::process::{self, Fork, SIGKILL, WNOHANG, WaitStatus, Waited};
 use stasis_sys::signal::{self, SignalFd, SignalSet};
+use stasis_sys::{Pid, descriptor};
 use std::ffi::OsString;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 /// What the keeper tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,10 +200,7 @@ pub fn launch(
             };
             let _ = rustix::net::send(&keeper_end, &message, SendFlags::NOSIGNAL);
             match root {
-                Some(root) => {
-                    let_go_of_stdio();
-                    serve(&front, &keeper_end, root)
-                }
+                Some(root) => serve(&front, &keeper_end, root),
                 None => process::exit_now(127),
             }
         }
@@ -261,6 +258,10 @@ fn start_root(argv: &[OsString], inherited: &Inherited) -> std::io::Result<Pid> 
 
 /// Serves until the last descendant is gone or the job is given up; never returns.
 pub(crate) fn serve(front: &OwnedFd, supervisor: &OwnedFd, root: Pid) -> ! {
+    let_go_of_stdio();
+    // Copies of what the supervisor and the program have open: a pipe must be closed for those at its other end when
+    // the program closes it, and a control socket when the supervisor dies. Nothing here uses them.
+    descriptor::close_all_but(&[front.as_raw_fd(), supervisor.as_raw_fd()]);
     let code = i32::from(serve_until_done(front, supervisor, root).is_err());
     process::exit_now(code)
 }

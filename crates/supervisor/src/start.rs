@@ -2,7 +2,7 @@
 
 use crate::line::{self, ToFront, fitting};
 use crate::serve::{self, Service};
-use crate::{Error, Settings, runtime_dir};
+use crate::{Error, Settings};
 use rustix::process::{Signal, set_parent_process_death_signal, setsid};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout, stderr, stdin, stdout};
 use rustix::termios::isatty;
@@ -90,7 +90,7 @@ pub(crate) fn become_supervisor(
                 restarted_from: started.from,
                 waiting: started.waiting,
                 terminal: started.terminal,
-                runtime_dir: started.runtime_dir,
+                socket: started.socket,
                 settings,
                 front,
             }),
@@ -115,7 +115,7 @@ pub(crate) fn become_supervisor(
 
 struct Started {
     job: Job,
-    runtime_dir: PathBuf,
+    socket: serve::Socket,
     from: Option<PathBuf>,
     waiting: Vec<stasis_sys::Pid>,
     terminal: bool,
@@ -129,8 +129,32 @@ fn begin(
     front: &OwnedFd,
     terminal: Option<OwnedFd>,
 ) -> Result<Started, Failure> {
-    let runtime_dir = runtime_dir::for_supervisor().map_err(|error| Failure::own(&error))?;
-    let (job, from, terminal) = match start {
+    let socket = serve::bind().map_err(|error| Failure::own(&error))?;
+    let started = start_job(start, settings, inherited, keeper, front, terminal);
+    let (job, from, terminal) = started.inspect_err(|_| socket.remove())?;
+    // In a session of its own the supervisor has a share of the processors of its own (scheduler autogroups), so that
+    // it can stop many busy threads quickly, and no terminal can send it signals.
+    let _ = setsid();
+    let waiting = job.requester.into_iter().collect();
+    Ok(Started {
+        job,
+        socket,
+        from,
+        waiting,
+        terminal,
+    })
+}
+
+/// The job, the image that it comes from, and whether it has got the terminal.
+fn start_job(
+    start: Start,
+    settings: &Settings,
+    inherited: &Inherited,
+    keeper: OwnedFd,
+    front: &OwnedFd,
+    terminal: Option<OwnedFd>,
+) -> Result<(Job, Option<PathBuf>, bool), Failure> {
+    Ok(match start {
         Start::Launch(argv) => {
             let job = keeper::launch(&argv, keeper, inherited)
                 .map_err(|error| launch_failure(&error, settings))?;
@@ -149,17 +173,6 @@ fn begin(
             let _ = set_parent_process_death_signal(None);
             (job, Some(from), terminal)
         }
-    };
-    // In a session of its own the supervisor has a share of the processors of its own (scheduler autogroups), so that
-    // it can stop many busy threads quickly, and no terminal can send it signals.
-    let _ = setsid();
-    let waiting = job.requester.into_iter().collect();
-    Ok(Started {
-        job,
-        runtime_dir,
-        from,
-        waiting,
-        terminal,
     })
 }
 
