@@ -339,15 +339,41 @@ impl Frozen {
     }
 }
 
+/// Lets the threads of processes go. Those that job control has stopped go first, and are stopped again before any other runs:
+/// letting go of a stopped thread makes it run for a moment, in the kernel, which others could see.
+pub fn let_go(processes: Vec<(Pid, bool, Vec<Stopped>)>) {
+    let (held, free): (Vec<_>, Vec<_>) = processes.into_iter().partition(|(_, stopped, _)| *stopped);
+    let mut again = Vec::new();
+    for (pid, _, threads) in held {
+        again.push(pid);
+        for thread in threads {
+            // Those let go first may already have ended the program.
+            let _ = thread.detach();
+        }
+    }
+    let deadline = Instant::now() + THREAD_LIMIT;
+    let runs = |pid: &Pid| Stat::read(pid).is_some_and(|stat| !matches!(stat.state, 'T' | 'Z' | 'X'));
+    while again.iter().any(runs) && Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    for thread in free.into_iter().flat_map(|(_, _, threads)| threads) {
+        let _ = thread.detach();
+    }
+}
+
 impl Drop for Frozen {
     fn drop(&mut self) {
+        let mut all = Vec::with_capacity(self.processes.len());
         for process in &mut self.processes {
+            let mut threads = Vec::with_capacity(process.threads.len());
             for thread in &mut process.threads {
                 if let Some(mut stopped) = thread.stopped.take() {
                     let _ = timed_calls::hide_interruption(&mut stopped, thread.sleeping.as_ref());
-                    let _ = stopped.detach();
+                    threads.push(stopped);
                 }
             }
+            all.push((process.pid, process.stopped_by.is_some(), threads));
         }
+        let_go(all);
     }
 }

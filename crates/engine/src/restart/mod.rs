@@ -436,15 +436,6 @@ fn await_skeleton(mut reports: File, processes: usize) -> Result<Vec<String>, En
     }
 }
 
-/// Closes every descriptor but the standard ones and `keep`, by number: in a forked copy that never returns to their owners.
-fn close_all_but(keep: &[RawFd]) {
-    for fd in stasis_sys::descriptor::open_descriptors().unwrap_or_default() {
-        if fd > 2 && !keep.contains(&fd) {
-            stasis_sys::descriptor::close(fd);
-        }
-    }
-}
-
 /// Makes the keeper and the skeleton: everything that runs in forked copies.
 struct Maker<'a> {
     image: &'a Image,
@@ -558,7 +549,7 @@ impl Maker<'_> {
         self.fork(session, lead_session)?;
         // This process lives as long as the job: what it kept open, nobody else would ever see closed.
         keeper::let_go_of_stdio();
-        close_all_but(&[]);
+        keeper::close_all_but(&[]);
         loop {
             match process::wait(Pid(-1), 0).context(|| "waiting for the keeper".into())? {
                 process::Waited::NoChildren => return Ok(()),
@@ -620,7 +611,7 @@ impl Maker<'_> {
             let _ = std::fs::write("/proc/sys/kernel/ns_last_pid", highest.to_string());
         }
         drop(opened);
-        close_all_but(&[front.as_raw_fd(), supervisor.as_raw_fd()]);
+        keeper::close_all_but(&[front.as_raw_fd(), supervisor.as_raw_fd()]);
         self.await_word(&supervisor)?;
         keeper::serve(&front, &supervisor, tree.root)
     }

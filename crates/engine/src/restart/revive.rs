@@ -88,7 +88,7 @@ pub fn revive(
     faults::pass("filled")?;
     progress.step(Step::Threads);
     let mut sleeping = HashMap::new();
-    let mut ready: Vec<Stopped> = Vec::new();
+    let mut ready = Vec::new();
     let may_name_executable = plan.strategy != Strategy::Burn;
     for (n, one) in reviving.into_iter().enumerate() {
         let executable = may_name_executable.then_some(numbers.executables + n as i32);
@@ -99,17 +99,15 @@ pub fn revive(
             same_vdso,
             strategy: plan.strategy,
         };
-        ready.extend(context.finish(one, &mut sleeping, notes)?);
+        let (pid, held) = (one.pid, one.saved.stopped_by.is_some());
+        ready.push((pid, held, context.finish(one, &mut sleeping, notes)?));
     }
     for (process, pid) in saved.processes.iter().zip(&pids) {
         attributes::restore_from_outside(&process.attributes, *pid, process.pid, notes);
     }
     faults::pass("ready")?;
     progress.step(Step::Start);
-    for thread in ready {
-        // Those let go first may already have ended the program.
-        let _ = thread.detach();
-    }
+    crate::freeze::let_go(ready);
     let keeper = find(saved.keeper).or_else(|error| {
         tree::Stat::read(pids[0])
             .map(|stat| stat.parent)
