@@ -90,6 +90,19 @@ pub fn settle(frozen: &Frozen, keeper: Pid) -> Result<(), EngineError> {
             &process.stat.comm,
             &maps::read(id)?,
         ));
+        for thread in process.threads.iter().skip(1) {
+            for (resource, name) in [
+                (Shared::Descriptors, "descriptors"),
+                (Shared::FileSystem, "a working directory"),
+            ] {
+                if !task::share(id, thread.tid, resource).unwrap_or(true) {
+                    let object = format!("thread {}", thread.virtual_tid);
+                    let reason = format!("it has {name} of its own (unshare(2))");
+                    let hint = "checkpoint when that thread has ended";
+                    refusals.push(refusal(process.virtual_pid, &process.stat, &object, &reason, hint));
+                }
+            }
+        }
         for thread in &process.threads {
             if thread
                 .stopped

@@ -105,6 +105,7 @@ pub fn revive(
     for (process, pid) in saved.processes.iter().zip(&pids) {
         attributes::restore_from_outside(&process.attributes, *pid, process.pid, notes);
     }
+    await_zombies(saved, &hosts)?;
     faults::pass("ready")?;
     progress.step(Step::Start);
     crate::freeze::let_go(ready);
@@ -167,6 +168,21 @@ fn host_ids(strategy: Strategy) -> HashMap<Pid, Pid> {
 fn own_depth() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     tree::status_field(&status, "NSpid").map_or(1, |ids| ids.split_ascii_whitespace().count())
+}
+
+/// Waits until the processes that had ended have ended again.
+fn await_zombies(saved: &Tree, hosts: &HashMap<Pid, Pid>) -> Result<(), EngineError> {
+    let deadline = Instant::now() + STOP_LIMIT;
+    let lives = |pid: &&Pid| tree::Stat::read(**pid).is_some_and(|stat| !matches!(stat.state, 'Z' | 'X'));
+    for zombie in saved.zombies.iter().filter_map(|zombie| hosts.get(&zombie.pid)) {
+        while lives(&zombie) {
+            if Instant::now() > deadline {
+                return Err(EngineError::Failed(format!("process {zombie} does not end")));
+            }
+            std::thread::yield_now();
+        }
+    }
+    Ok(())
 }
 
 /// Whether parents came out as they were: the program would notice.
