@@ -1,6 +1,6 @@
 //! Attributes of a process that are numbers: umask, limits, flags of prctl(2), priorities of the out-of-memory killer.
 //!
-//! Saved: umask, resource limits, personality, no_new_privs, dumpable, parent-death signal, child subreaper, timer slack,
+//! Saved: umask, resource limits, personality, no_new_privs, dumpable, parent-death signal, child subreaper,
 //! transparent huge pages switched off, oom_score_adj, core dump filter, working directory.
 //!
 //! Not saved: counts of what was used so far (times(2), getrusage(2)), the cgroup, audit ids.
@@ -38,8 +38,6 @@ pub struct State {
     pub parent_death_signal: i32,
     /// `PR_GET_CHILD_SUBREAPER`.
     pub subreaper: bool,
-    /// `PR_GET_TIMERSLACK` in nanoseconds.
-    pub timer_slack: u64,
     /// `PR_GET_THP_DISABLE`.
     pub huge_pages_off: bool,
     /// `/proc/PID/oom_score_adj`.
@@ -110,7 +108,6 @@ pub fn capture_remotely(state: &mut State, calls: &mut Calls<'_>) -> Result<(), 
         calls.call(name, libc::SYS_prctl, &[option as u64])
     };
     state.dumpable = plain(calls, "prctl(PR_GET_DUMPABLE)", libc::PR_GET_DUMPABLE)? as i32;
-    state.timer_slack = plain(calls, "prctl(PR_GET_TIMERSLACK)", libc::PR_GET_TIMERSLACK)?;
     state.huge_pages_off = plain(calls, "prctl(PR_GET_THP_DISABLE)", libc::PR_GET_THP_DISABLE)
         .is_ok_and(|value| value != 0);
     state.parent_death_signal =
@@ -142,11 +139,6 @@ pub fn restore_remotely(state: &State, calls: &mut Calls<'_>) -> Result<(), Engi
     let mut set = |name, option: i32, value: u64| {
         calls.call(name, libc::SYS_prctl, &[option as u64, value, 0, 0, 0])
     };
-    set(
-        "prctl(PR_SET_TIMERSLACK)",
-        libc::PR_SET_TIMERSLACK,
-        state.timer_slack,
-    )?;
     if state.huge_pages_off {
         set("prctl(PR_SET_THP_DISABLE)", libc::PR_SET_THP_DISABLE, 1)?;
     }

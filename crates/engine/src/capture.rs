@@ -220,7 +220,10 @@ pub fn capture(
     let open = descriptors::capture(&context)?;
     let keeper_status = read_status(job.keeper)?;
     let keeper = tree::innermost_id(&keeper_status).unwrap_or(job.keeper);
-    let mut collected = Collected::default();
+    let mut collected = Collected {
+        open: open.inodes.iter().copied().collect(),
+        ..Collected::default()
+    };
     let mut processes = Vec::new();
     let mut vdso = Vec::new();
     let parent_of = |stat: &Stat| virtual_pids.get(&stat.parent).copied().unwrap_or(keeper);
@@ -365,7 +368,7 @@ fn capture_process(
         states.push(state);
     }
     let mut attributes = attributes::capture(id, &status)?;
-    let mut layout = memory::layout::capture(id, &frozen.stat)?;
+    let mut layout = memory::layout::capture(id, &Stat::read(id).ok_or(EngineError::Gone)?)?;
     let threads_by_id: HashMap<Pid, Pid> = frozen
         .threads
         .iter()

@@ -41,8 +41,10 @@ pub enum Event {
 /// What the keeper is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// The front has received this signal: see to it that the root has it too (see [`relay`]).
+    /// The front has received this signal: see to it that the program has it too (see [`relay`]).
     Signal(i32),
+    /// The same for one that was meant for a whole process group: it came from the terminal.
+    GroupSignal(i32),
     /// The front leaves, and the program may live on.
     Release,
     /// Kill every descendant.
@@ -108,6 +110,7 @@ impl Command {
             Command::Signal(signal) => encode(1, signal),
             Command::Release => encode(2, 0),
             Command::Kill => encode(3, 0),
+            Command::GroupSignal(signal) => encode(4, signal),
         }
     }
     fn decode(bytes: &[u8]) -> Option<Command> {
@@ -115,6 +118,7 @@ impl Command {
             (1, signal) => Some(Command::Signal(signal)),
             (2, _) => Some(Command::Release),
             (3, _) => Some(Command::Kill),
+            (4, signal) => Some(Command::GroupSignal(signal)),
             _ => None,
         }
     }
@@ -312,11 +316,14 @@ fn serve_until_done(front: &OwnedFd, supervisor: &OwnedFd, root: Pid) -> std::io
             match rustix::net::recv(front, &mut buffer, RecvFlags::empty()) {
                 Ok((n, _)) if n > 0 => match Command::decode(&buffer[..n]) {
                     Some(Command::Signal(signal)) if root_lives => {
-                        relay::pass_on(root, signal, heard.take(signal));
+                        relay::pass_on(root, signal, heard.take(signal), false);
+                    }
+                    Some(Command::GroupSignal(signal)) if root_lives => {
+                        relay::pass_on(root, signal, heard.take(signal), true);
                     }
                     Some(Command::Release) => attached = false,
                     Some(Command::Kill) => kill_descendants(),
-                    Some(Command::Signal(_)) | None => {}
+                    Some(Command::Signal(_) | Command::GroupSignal(_)) | None => {}
                 },
                 Err(rustix::io::Errno::INTR) => {}
                 // The foreground process is gone without a word: it was killed, and the program goes with it.

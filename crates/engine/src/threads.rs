@@ -2,7 +2,7 @@
 //!
 //! Saved: id, general and vector registers, signal mask, the thread's own pending signals, alternate signal stack, robust
 //! futex list, the address that is cleared at exit (`set_tid_address(2)`), restartable-sequence registration, name,
-//! processor affinity, scheduling policy and nice value, I/O priority, and the timed call that it slept in.
+//! processor affinity, scheduling policy and nice value, I/O priority, timer slack, and the timed call that it slept in.
 //!
 //! Not saved: processor time used so far, a descriptor table or working directory of the thread's own (refused).
 //!
@@ -52,6 +52,8 @@ pub struct State {
     pub scheduling: Scheduling,
     /// I/O priority.
     pub io_priority: u32,
+    /// `PR_GET_TIMERSLACK` in nanoseconds.
+    pub timer_slack: u64,
     /// What it slept in.
     pub timed_call: Option<TimedCall>,
 }
@@ -163,6 +165,7 @@ pub fn capture(
         affinity: task::affinity(tid).context(reading("affinity"))?,
         scheduling: task::scheduling(tid).context(reading("scheduling policy"))?,
         io_priority: task::io_priority(tid).context(reading("I/O priority"))?,
+        timer_slack: 0,
         timed_call,
     })
 }
@@ -180,6 +183,8 @@ pub fn capture_remotely(state: &mut State, calls: &mut Calls<'_>) -> Result<(), 
         &[libc::PR_GET_TID_ADDRESS as u64, calls.scratch],
     )?;
     state.clear_at_exit = u64::from_le_bytes(calls.get(0)?);
+    let asking = [libc::PR_GET_TIMERSLACK as u64];
+    state.timer_slack = calls.call("prctl(PR_GET_TIMERSLACK)", libc::SYS_prctl, &asking)?;
     Ok(())
 }
 
@@ -223,6 +228,8 @@ pub fn restore_remotely(
         ];
         calls.call("rseq", libc::SYS_rseq, &arguments)?;
     }
+    let slack = [libc::PR_SET_TIMERSLACK as u64, state.timer_slack];
+    calls.call("prctl(PR_SET_TIMERSLACK)", libc::SYS_prctl, &slack)?;
     restore_from_outside(state, calls.remote.tid(), notes);
     Ok(())
 }

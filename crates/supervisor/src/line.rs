@@ -19,6 +19,8 @@ pub enum ToFront {
     Started {
         /// Its first process (the supervisor's number).
         root: i32,
+        /// It has the terminal that was made for it.
+        terminal: bool,
     },
     /// It could not be started; nothing of it is left.
     Failed {

@@ -4,6 +4,9 @@ use crate::line::{self, ToFront, fitting};
 use crate::serve::{self, Service};
 use crate::{Error, Settings, runtime_dir};
 use rustix::process::{Signal, set_parent_process_death_signal, setsid};
+use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout, stderr, stdin, stdout};
+use rustix::termios::isatty;
+use stasis_engine::error::Context;
 use stasis_engine::keeper::{self, Inherited};
 use stasis_engine::progress::{Progress, Step};
 use stasis_engine::{EngineError, Job, restart};
@@ -46,6 +49,8 @@ pub(crate) struct Lines {
     pub keeper: OwnedFd,
     /// Of the line between front and supervisor.
     pub front: OwnedFd,
+    /// The job's side of a terminal that it may have.
+    pub terminal: Option<OwnedFd>,
 }
 
 /// Why a start failed.
@@ -74,12 +79,17 @@ pub(crate) fn become_supervisor(
 ) -> ! {
     // The frames above belong to the front: a panic must not get there.
     let died = catch_unwind(AssertUnwindSafe(|| {
-        let Lines { keeper, front } = lines;
-        match begin(start, &settings, inherited, keeper, &front) {
+        let Lines {
+            keeper,
+            front,
+            terminal,
+        } = lines;
+        match begin(start, &settings, inherited, keeper, &front, terminal) {
             Ok(started) => serve::supervise(Service {
                 job: started.job,
                 restarted_from: started.from,
                 waiting: started.waiting,
+                terminal: started.terminal,
                 runtime_dir: started.runtime_dir,
                 settings,
                 front,
@@ -108,6 +118,7 @@ struct Started {
     runtime_dir: PathBuf,
     from: Option<PathBuf>,
     waiting: Vec<stasis_sys::Pid>,
+    terminal: bool,
 }
 
 fn begin(
@@ -116,25 +127,27 @@ fn begin(
     inherited: &Inherited,
     keeper: OwnedFd,
     front: &OwnedFd,
+    terminal: Option<OwnedFd>,
 ) -> Result<Started, Failure> {
     let runtime_dir = runtime_dir::for_supervisor().map_err(|error| Failure::own(&error))?;
-    let (job, from) = match start {
+    let (job, from, terminal) = match start {
         Start::Launch(argv) => {
             let job = keeper::launch(&argv, keeper, inherited)
                 .map_err(|error| launch_failure(&error, settings))?;
-            (job, None)
+            (job, None, false)
         }
         Start::Restart { image, options } => {
             // Until the job runs, whoever kills the front wants nothing of it to remain.
             let _ = set_parent_process_death_signal(Some(Signal::KILL));
             let from = image.path().to_owned();
-            let job = restart(&image, options, keeper, front).map_err(|error| Failure {
+            let restarted = restart(&image, options, keeper, front, terminal);
+            let (job, terminal) = restarted.map_err(|error| Failure {
                 code: OWN_FAILURE,
                 damaged: is_damage(&error),
                 message: format!("cannot restart from {}: {error}", from.display()),
             })?;
             let _ = set_parent_process_death_signal(None);
-            (job, Some(from))
+            (job, Some(from), terminal)
         }
     };
     // In a session of its own the supervisor has a share of the processors of its own (scheduler autogroups), so that
@@ -146,6 +159,7 @@ fn begin(
         runtime_dir,
         from,
         waiting,
+        terminal,
     })
 }
 
@@ -168,18 +182,40 @@ fn launch_failure(error: &EngineError, settings: &Settings) -> Failure {
     }
 }
 
+/// Restarts, and tells whether the job has got the terminal that was made for it.
 fn restart(
     image: &Image,
-    options: restart::Options,
+    mut options: restart::Options,
     keeper: OwnedFd,
     front: &OwnedFd,
-) -> Result<Job, EngineError> {
+    terminal: Option<OwnedFd>,
+) -> Result<(Job, bool), EngineError> {
     let progress = Telling {
         front,
         step: Mutex::new(("checking", Instant::now())),
     };
     let plan = restart::plan(image, &options, &progress)?;
-    restart::execute(image, plan, options, keeper, &progress)
+    options.terminal = terminal.filter(|_| plan.wants_terminal());
+    let has_terminal = options.terminal.is_some();
+    if let Some(terminal) = &options.terminal {
+        become_terminal(terminal).context(|| "binding the job's terminal".into())?;
+    }
+    let job = restart::execute(image, plan, options, keeper, &progress)?;
+    Ok((job, has_terminal))
+}
+
+/// Puts the job's own terminal in the place of the user's among the standard streams, which the job gets.
+fn become_terminal(terminal: &OwnedFd) -> rustix::io::Result<()> {
+    if isatty(stdin()) {
+        dup2_stdin(terminal)?;
+    }
+    if isatty(stdout()) {
+        dup2_stdout(terminal)?;
+    }
+    if isatty(stderr()) {
+        dup2_stderr(terminal)?;
+    }
+    Ok(())
 }
 
 /// Whether an older image may do better.

@@ -76,10 +76,19 @@ pub fn set_scheduling(tid: Pid, attributes: &Scheduling) -> io::Result<()> {
     // SAFETY: the pointer is to a live structure whose size it names.
     let rc = unsafe { libc::syscall(libc::SYS_sched_setattr, tid.0, &raw const attributes, 0) };
     if rc < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
+        return Err(io::Error::last_os_error());
     }
+    // With SCHED_IDLE the call above leaves the nice value as it is (`__setscheduler_params`, `kernel/sched/syscalls.c`).
+    if attributes.policy == libc::SCHED_IDLE as u32 {
+        // SAFETY: the call takes no pointers.
+        let rc = unsafe {
+            libc::setpriority(libc::PRIO_PROCESS, tid.0 as libc::id_t, attributes.nice)
+        };
+        if rc < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// The processors that a thread may run on: a bit each, as many bytes as the kernel uses (`sched_getaffinity(2)`).

@@ -142,13 +142,14 @@ impl Remote {
         made
     }
 
-    /// Makes the thread, the only one of its process, end, and waits until it has.
+    /// Makes the thread end and waits until it has; it is not a first thread that others survive.
     ///
     /// # Errors
     /// [`TraceError::Unexpected`] when it does anything else.
-    pub fn end(self) -> Result<(), TraceError> {
+    pub fn end(mut self) -> Result<(), TraceError> {
         let tid = self.tid;
-        self.exit()?;
+        self.prepare_exit()?;
+        ptrace::resume(tid, 0)?;
         loop {
             let status = ptrace::wait(tid, true)?.unwrap_or(0);
             match interpret(tid, status) {
@@ -269,16 +270,19 @@ impl Remote {
         }
     }
 
-    /// Makes the thread end itself (`exit(2)`, of this thread alone). It is not waited for: a first thread stays a zombie while
-    /// others live.
+    /// Makes the thread end itself (`exit(2)`, of this thread alone), untraced: a first thread stays a zombie while others live,
+    /// and the end of its process is its parent's news, not the supervisor's.
     ///
     /// # Errors
     /// [`TraceError::Dead`].
     pub fn exit(mut self) -> Result<(), TraceError> {
-        self.working
-            .prepare_call(self.instruction, libc::SYS_exit, &[0]);
-        ptrace::set_registers(self.tid, &self.working)?;
-        ptrace::resume(self.tid, 0)
+        self.prepare_exit()?;
+        ptrace::detach(self.tid, 0)
+    }
+
+    fn prepare_exit(&mut self) -> Result<(), TraceError> {
+        self.working.prepare_call(self.instruction, libc::SYS_exit, &[0]);
+        ptrace::set_registers(self.tid, &self.working)
     }
 
     /// Ends the remote calls: the thread has its own registers and mask again and is in a clean stop, so that it would

@@ -2,9 +2,10 @@
 //!
 //! What a terminal or a shell sends to a process group reaches the program by itself, as it starts in the front's
 //! group; what is sent to the front alone has to be passed on. A signal does not tell which it was. But the keeper
-//! is in the front's group too, and blocks everything: a signal that it has got as well was sent to the group.
+//! is in the front's group too (unless the job was restarted in namespaces), and blocks everything: a signal that it has
+//! got as well was sent to the group.
 
-use crate::tree::Stat;
+use crate::tree::{self, Stat};
 use rustix::process::Signal;
 use stasis_sys::{Pid, signal};
 use std::time::{Duration, Instant};
@@ -36,22 +37,33 @@ impl Heard {
     }
 }
 
-/// Sees to it that the root gets `signal` once. `to_group` tells that it was sent to the front's whole group.
-pub(super) fn pass_on(root: Pid, signal: i32, to_group: bool) {
+/// Sees to it that the program gets `signal` once. `heard` tells that the keeper has it too: it was sent to the group
+/// that the front and the keeper are in. `to_group` tells that it was meant for a group, whether or not the keeper is in
+/// it (a restarted job may be in a session of its own).
+pub(super) fn pass_on(root: Pid, signal: i32, heard: bool, to_group: bool) {
     let (Some(own), Some(its)) = (Stat::read("self"), Stat::read(root)) else {
         return;
     };
-    let _ = match route(&own, &its, signal, to_group) {
-        Route::Arrived => Ok(()),
-        Route::Process(signal) => signal::send(root, signal),
-        Route::Group(signal) => signal::send(Pid(-(its.field(GROUP) as i32)), signal),
-    };
+    // A process that has just ended needs no signal.
+    match route(&own, &its, signal, heard, to_group) {
+        Route::Arrived => {}
+        Route::Process => drop(signal::send(root, signal)),
+        Route::Group(signal) => {
+            // One by one, because this process may be in the group itself, and must not stop.
+            let group = its.field(GROUP);
+            for pid in tree::descendants(Pid::current()) {
+                if Stat::read(pid).is_some_and(|stat| stat.field(GROUP) == group) {
+                    let _ = signal::send(pid, signal);
+                }
+            }
+        }
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
 enum Route {
     Arrived,
-    Process(i32),
+    Process,
     Group(i32),
 }
 
@@ -59,17 +71,16 @@ enum Route {
 const GROUP: usize = 5;
 const SESSION: usize = 6;
 
-fn route(own: &Stat, root: &Stat, signal: i32, to_group: bool) -> Route {
-    if !to_group {
-        return Route::Process(signal);
+fn route(own: &Stat, root: &Stat, signal: i32, heard: bool, to_group: bool) -> Route {
+    match (heard, to_group) {
+        (false, false) => return Route::Process,
+        (true, _) if own.field(GROUP) == root.field(GROUP) => return Route::Arrived,
+        _ => {}
     }
-    if own.field(GROUP) == root.field(GROUP) {
-        return Route::Arrived;
-    }
-    // The program has a group of its own: what was meant for a group goes to that one. In another session (a restarted
-    // job without a terminal) the kernel would drop a terminal's stop, as no shell could continue the group; here the
-    // front is the one who can.
-    if signal == Signal::TSTP.as_raw() && own.field(SESSION) != root.field(SESSION) {
+    // The program has a group of its own: what was meant for a group goes to that one. In another session than the
+    // terminal's the kernel would drop the terminal's stop, as no shell could continue the group: the front can.
+    let same_session = heard && own.field(SESSION) == root.field(SESSION);
+    if signal == Signal::TSTP.as_raw() && !same_session {
         return Route::Group(Signal::STOP.as_raw());
     }
     Route::Group(signal)
@@ -100,18 +111,25 @@ mod tests {
         let (keeper, same, own_group, own_session) =
             (process(7, 5), process(7, 5), process(9, 5), process(9, 9));
         let tstp = Signal::TSTP.as_raw();
-        assert_eq!(route(&keeper, &same, 15, true), Route::Arrived);
-        assert_eq!(route(&keeper, &same, 15, false), Route::Process(15));
-        assert_eq!(route(&keeper, &own_group, 15, true), Route::Group(15));
-        assert_eq!(route(&keeper, &own_group, tstp, true), Route::Group(tstp));
+        let stop = Signal::STOP.as_raw();
+        assert_eq!(route(&keeper, &same, 15, true, false), Route::Arrived);
+        assert_eq!(route(&keeper, &same, 15, true, true), Route::Arrived);
+        assert_eq!(route(&keeper, &same, 15, false, false), Route::Process);
         assert_eq!(
-            route(&keeper, &own_session, tstp, true),
-            Route::Group(Signal::STOP.as_raw())
+            route(&keeper, &own_group, 15, true, false),
+            Route::Group(15)
         );
         assert_eq!(
-            route(&keeper, &own_session, tstp, false),
-            Route::Process(tstp)
+            route(&keeper, &own_group, tstp, true, true),
+            Route::Group(tstp)
         );
+        assert_eq!(
+            route(&keeper, &own_session, tstp, true, true),
+            Route::Group(stop)
+        );
+        // Restarted in namespaces: the keeper shares the program's group, and both are far from the terminal.
+        assert_eq!(route(&keeper, &same, 2, false, true), Route::Group(2));
+        assert_eq!(route(&keeper, &same, tstp, false, true), Route::Group(stop));
     }
 
     #[test]

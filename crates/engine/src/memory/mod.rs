@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use stasis_image::Run;
 use stasis_sys::Pid;
 use stasis_sys::pagemap::{Pagemap, Pages};
+use std::collections::HashSet;
 use std::ops::Range;
 
 /// What an area is mapped from.
@@ -78,6 +79,8 @@ pub struct Area {
     pub advice: Vec<i32>,
     /// `mlock2(2)`: locked, and whether pages are locked only as they are touched.
     pub locked: Option<bool>,
+    /// Was writable once, and counts as used memory for that (`VM_ACCOUNT`): neighbours without that are areas of their own.
+    pub accounted: bool,
     /// Sealed by mseal(2).
     pub sealed: bool,
     /// A private mapping of a file whose name is gone: its pages are all that is known of it.
@@ -203,6 +206,8 @@ pub fn refusals(virtual_pid: Pid, process: &str, areas: &[Vma]) -> Vec<Refusal> 
 pub struct Collected {
     /// Shared memory.
     pub shared: shared::Objects,
+    /// Device and inode of what descriptors are open on.
+    pub open: HashSet<(u64, u64)>,
 }
 
 /// Turns the kernel's list into areas, adding what they are mapped from to `collected`.
@@ -238,7 +243,7 @@ pub fn areas(
                 file: file.0,
                 offset: vma.offset,
             }
-        } else if vma.shared {
+        } else if vma.shared || collected.open.contains(&(vma.device, vma.inode)) {
             let object = collected.shared.find(process, vma);
             Backing::Shared {
                 object,
@@ -263,6 +268,7 @@ pub fn areas(
                 .map(|(_, advice)| *advice)
                 .collect(),
             locked: flag(b"lo").then(|| flag(b"lf")),
+            accounted: flag(b"ac"),
             sealed: flag(b"sl"),
             vanished,
         });

@@ -144,22 +144,36 @@ pub fn map_areas(
             | flag(area.grows_down, libc::MAP_GROWSDOWN)
             | flag(area.no_reserve, libc::MAP_NORESERVE);
         let len = area.range.end - area.range.start;
+        // Once writable, it is accounted for, and does not merge with neighbours that never were.
+        let writable_first = area.accounted && !area.shared && area.protection & libc::PROT_WRITE == 0;
+        let protection = if writable_first {
+            area.protection | libc::PROT_WRITE
+        } else {
+            area.protection
+        };
         let arguments = [
             area.range.start,
             len,
-            area.protection as u64,
+            protection as u64,
             flags as u64,
             fd as i64 as u64,
             offset,
         ];
+        let explain = |error| {
+            EngineError::Failed(format!(
+                "mapping {:#x}..{:#x}: {error}",
+                area.range.start, area.range.end
+            ))
+        };
         calls
             .call("mmap", libc::SYS_mmap, &arguments)
-            .map_err(|error| {
-                EngineError::Failed(format!(
-                    "mapping {:#x}..{:#x}: {error}",
-                    area.range.start, area.range.end
-                ))
-            })?;
+            .map_err(explain)?;
+        if writable_first {
+            let arguments = [area.range.start, len, area.protection as u64];
+            calls
+                .call("mprotect", libc::SYS_mprotect, &arguments)
+                .map_err(explain)?;
+        }
     }
     Ok(())
 }
@@ -263,4 +277,63 @@ fn restore_kernel_s(
         }
     }
     Ok(())
+}
+
+/// The stored pages that the image has no extents for: they were all zeros, which costs an image nothing, but in a private copy
+/// of a file zeros are contents like any others.
+#[must_use]
+pub fn zeros_over_files(state: &State, extents: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut zeros = Vec::new();
+    for area in &state.areas {
+        if area.shared || matches!(area.backing, Backing::Anonymous { .. }) {
+            continue;
+        }
+        for stored in &state.stored {
+            let (mut at, end) = (stored.start.max(area.range.start), stored.end.min(area.range.end));
+            let next = extents.partition_point(|extent| extent.end <= at);
+            for extent in extents[next..].iter().take_while(|extent| extent.start < end) {
+                if at < extent.start {
+                    zeros.push(at..extent.start);
+                }
+                at = at.max(extent.end);
+            }
+            if at < end {
+                zeros.push(at..end);
+            }
+        }
+    }
+    zeros
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_of_private_copies_are_found() {
+        let area = |range, backing| Area {
+            range,
+            protection: libc::PROT_READ,
+            shared: false,
+            backing,
+            grows_down: false,
+            no_reserve: false,
+            droppable: false,
+            advice: Vec::new(),
+            locked: None,
+            accounted: false,
+            sealed: false,
+            vanished: false,
+        };
+        let file = Backing::File { file: 0, offset: 0 };
+        let state = State {
+            areas: vec![area(0..100, Backing::Anonymous { name: None }), area(100..200, file)],
+            layout: super::super::layout::State::default(),
+            contents: 1,
+            guards: Vec::new(),
+            stored: vec![0..20, 90..120, 150..180],
+        };
+        assert_eq!(zeros_over_files(&state, &[0..10, 105..110, 150..160]), vec![100..105, 110..120, 160..180]);
+        assert_eq!(zeros_over_files(&state, &[]), vec![100..120, 150..180]);
+    }
 }

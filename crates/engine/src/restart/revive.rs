@@ -84,6 +84,7 @@ pub fn revive(
         .zip(&memories)
         .collect();
     fill::fill(image, &objects, options.threads, progress)?;
+    zero_private_copies(image, saved, &memories)?;
     faults::pass("filled")?;
     progress.step(Step::Threads);
     let mut sleeping = HashMap::new();
@@ -106,7 +107,8 @@ pub fn revive(
     faults::pass("ready")?;
     progress.step(Step::Start);
     for thread in ready {
-        thread.detach()?;
+        // Those let go first may already have ended the program.
+        let _ = thread.detach();
     }
     let keeper = find(saved.keeper).or_else(|error| {
         tree::Stat::read(pids[0])
@@ -119,6 +121,23 @@ pub fn revive(
         requester: saved.requester.and_then(|pid| hosts.get(&pid).copied()),
         sleeping,
     })
+}
+
+/// Writes the zeros that the image left out where they stand over a file's contents.
+fn zero_private_copies(image: &Image, saved: &Tree, memories: &[Memory]) -> Result<(), EngineError> {
+    let page = [0; stasis_sys::pagemap::PAGE as usize];
+    for (process, memory) in saved.processes.iter().zip(memories) {
+        let extents = image.extents(ObjectId(process.memory.contents));
+        let extents: Vec<_> = extents.iter().map(|extent| extent.offset..extent.end()).collect();
+        for range in areas::zeros_over_files(&process.memory, &extents) {
+            for at in range.step_by(page.len()) {
+                memory
+                    .write(&page, at)
+                    .context(|| format!("filling memory of process {}", process.pid))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The supervisor's number of every process below it, by the program's.

@@ -66,9 +66,10 @@ fn from_outside(job: &Found, arguments: &Arguments) -> Result {
 struct Inside {
     /// Whether this is the restarted program.
     restarted: bool,
-    /// The image, where the supervisor could be asked.
+    /// The image that the program was restarted from, where the supervisor could be asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<PathBuf>,
-    /// All about it, in the program that runs on.
+    /// All about the checkpoint, in the program that runs on.
     #[serde(flatten)]
     saved: Option<Saved>,
 }

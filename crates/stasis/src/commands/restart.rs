@@ -6,6 +6,7 @@ use crate::cli::JobOptions;
 use crate::output;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use stasis_engine::model::Tree;
 use stasis_engine::progress::Silent;
 use stasis_engine::restart::{self, ChangedFiles, Options, Strategy};
 use stasis_image::{Image, parse_image_name};
@@ -184,7 +185,12 @@ pub fn first_usable(
             Err(error) => return Err(Failure::own(error)),
         };
         let options = how.options(settings.threads);
-        match hold::attend(Start::Restart { image, options }, settings)? {
+        let command = Tree::of(&image).map_err(Failure::own)?.info.command;
+        let settings = Settings {
+            command,
+            ..settings.clone()
+        };
+        match hold::attend(Start::Restart { image, options }, &settings)? {
             Held::Damaged(reason) => last = Some(reason),
             held => return Ok(Some(held)),
         }

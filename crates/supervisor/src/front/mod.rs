@@ -5,6 +5,7 @@
 
 mod inherited;
 mod stop;
+mod terminal;
 
 use crate::error::Context;
 use crate::line::{self, ToFront, ToSupervisor};
@@ -18,6 +19,7 @@ use stasis_sys::process::{self, Fork, SIGCHLD, SIGKILL, WNOHANG, WaitStatus, Wai
 use stasis_sys::signal::{self, Received, SignalFd, SignalSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use terminal::{Side, Terminal};
 
 /// Shows the user what there is to see. What the program itself writes does not pass through here.
 pub trait Screen {
@@ -58,6 +60,11 @@ const LAST_WAIT: Timespec = Timespec {
     tv_sec: 5,
     tv_nsec: 0,
 };
+/// How often a job in the background looks whether the terminal is its own again.
+const LOOK_AGAIN: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 250_000_000,
+};
 const AT_ONCE: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 0,
@@ -70,6 +77,9 @@ const AT_ONCE: Timespec = Timespec {
 pub fn attend(start: Start, settings: &Settings, screen: &mut dyn Screen) -> Result<End, Error> {
     let mut front = Front::start(start, settings)?;
     let end = front.attend(settings, screen);
+    if let Some(terminal) = &mut front.terminal {
+        terminal.finish();
+    }
     screen.clear();
     end
 }
@@ -88,8 +98,16 @@ struct Front {
     status: Option<WaitStatus>,
     /// The last process of the program is gone.
     empty: bool,
+    /// The job comes from an image, which may take long to read.
+    restarts: bool,
     /// Signals that arrived before the program ran.
     early: Vec<Received>,
+    /// A terminal that the supervisor may give to the job.
+    offered: Option<Terminal>,
+    /// The job's own terminal, where it has one.
+    terminal: Option<Terminal>,
+    /// This process has stopped itself, and a continuation is meant for the whole job.
+    was_stopped: bool,
 }
 
 /// What has something to say.
@@ -97,6 +115,7 @@ struct Ready {
     signals: bool,
     keeper: bool,
     line: bool,
+    terminal: Vec<Side>,
 }
 
 impl Front {
@@ -105,17 +124,20 @@ impl Front {
         let (keeper, keepers_end) = keeper::line().context(|| "making the keeper's line".into())?;
         let (line, supervisors_end) =
             keeper::line().context(|| "making the supervisor's line".into())?;
+        let restarts = matches!(start, Start::Restart { .. });
+        let (terminal, slave) = restarts.then(Terminal::make).flatten().unzip();
         match process::fork().context(|| "starting the supervisor".into())? {
             Fork::Child => {
-                drop((keeper, line));
+                drop((keeper, line, terminal));
                 let lines = Lines {
                     keeper: keepers_end,
                     front: supervisors_end,
+                    terminal: slave,
                 };
                 start::become_supervisor(start, settings.clone(), &inherited, lines)
             }
             Fork::Parent(supervisor) => {
-                drop((keepers_end, supervisors_end));
+                drop((keepers_end, supervisors_end, slave));
                 let signals =
                     SignalFd::new(SignalSet::ALL).context(|| "preparing signals".into())?;
                 Ok(Front {
@@ -129,7 +151,11 @@ impl Front {
                     saved: None,
                     status: None,
                     empty: false,
+                    restarts,
                     early: Vec::new(),
+                    offered: terminal,
+                    terminal: None,
+                    was_stopped: false,
                 })
             }
         }
@@ -165,6 +191,20 @@ impl Front {
             fds.extend(fd.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
             (fds.len() > at).then_some(at)
         });
+        let first = fds.len();
+        let sides = self
+            .terminal
+            .as_ref()
+            .map(Terminal::watched)
+            .unwrap_or_default();
+        for (_, fd, flags) in &sides {
+            fds.push(PollFd::from_borrowed_fd(*fd, *flags));
+        }
+        let background = self
+            .terminal
+            .as_ref()
+            .is_some_and(Terminal::is_in_background);
+        let limit = limit.or(background.then_some(&LOOK_AGAIN));
         match poll(&mut fds, limit) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error).context(|| "waiting for events".into()),
@@ -174,10 +214,19 @@ impl Front {
             signals: ready(0),
             keeper: keeper.is_some_and(ready),
             line: line.is_some_and(ready),
+            terminal: (sides.iter().enumerate())
+                .filter(|(n, _)| ready(first + n))
+                .map(|(_, (side, _, _))| *side)
+                .collect(),
         })
     }
 
     fn hear(&mut self, ready: &Ready, settings: &Settings, screen: &mut dyn Screen) {
+        for side in &ready.terminal {
+            if let Some(terminal) = &mut self.terminal {
+                terminal.relay(*side);
+            }
+        }
         if ready.line {
             self.hear_supervisor(settings, screen);
         }
@@ -186,13 +235,30 @@ impl Front {
         }
     }
 
+    /// Shows a sentence, with the user's terminal in the modes that it is used to.
+    fn note(&mut self, text: &str, screen: &mut dyn Screen) {
+        let raw = self.terminal.as_mut().filter(|terminal| terminal.is_raw());
+        match raw {
+            Some(terminal) => {
+                terminal.leave();
+                screen.note(text);
+                terminal.enter();
+            }
+            None => screen.note(text),
+        }
+    }
+
     fn hear_supervisor(&mut self, settings: &Settings, screen: &mut dyn Screen) {
         let Some(line) = &self.line else { return };
         match line::hear(line) {
-            Ok(Some(ToFront::Started { root })) => {
-                tracing::debug!(root, "the program runs");
+            Ok(Some(ToFront::Started { root, terminal })) => {
+                tracing::debug!(root, terminal, "the program runs");
                 self.started = true;
                 screen.clear();
+                self.terminal = self.offered.take().filter(|_| terminal);
+                if let Some(terminal) = &mut self.terminal {
+                    terminal.enter();
+                }
                 for received in std::mem::take(&mut self.early) {
                     self.receive(received, settings, screen);
                 }
@@ -208,7 +274,7 @@ impl Front {
                     damaged,
                 });
             }
-            Ok(Some(ToFront::Note(text))) => screen.note(&text),
+            Ok(Some(ToFront::Note(text))) => self.note(&text, screen),
             Ok(Some(ToFront::Progress { what, done, total })) => {
                 if done >= total {
                     screen.clear();
@@ -235,7 +301,14 @@ impl Front {
             }
             Ok(Some(Event::RootStopped(signal))) => {
                 screen.clear();
+                if let Some(terminal) = &mut self.terminal {
+                    terminal.leave();
+                }
                 stop::stop_self(signal);
+                self.was_stopped = true;
+                if let Some(terminal) = &mut self.terminal {
+                    terminal.enter();
+                }
             }
             Ok(Some(Event::RootContinued)) => {}
             Ok(Some(Event::Empty)) => self.empty = true,
@@ -269,9 +342,9 @@ impl Front {
             || self.keeper.is_none()
             || (settings.exit_with_root && self.status.is_some());
         if self.started && !over {
-            screen.note(
-                "the supervisor has died: the program runs on, but is no longer checkpointed",
-            );
+            let text =
+                "the supervisor has died: the program runs on, but is no longer checkpointed";
+            self.note(text, screen);
         }
         Ok(())
     }
@@ -309,7 +382,8 @@ impl Front {
             return gives_up.then(|| self.status.map_or(End::Lost, End::Status));
         }
         if !self.started && !self.supervisor_gone {
-            if gives_up {
+            // A launch takes a moment only, and may have happened already.
+            if gives_up && self.restarts {
                 self.give_up();
                 return Some(End::Failed {
                     code: u8::try_from(128 + signal).unwrap_or(u8::MAX),
@@ -320,11 +394,24 @@ impl Front {
             self.early.push(received);
             return None;
         }
-        self.command(Command::Signal(signal));
+        if signal == Signal::WINCH.as_raw()
+            && code == SI_KERNEL
+            && let Some(terminal) = &self.terminal
+        {
+            terminal.resize();
+            return None;
+        }
+        // What a shell sends to continue a job is meant for all of it.
+        let continues = signal == Signal::CONT.as_raw() && std::mem::take(&mut self.was_stopped);
+        self.command(if code == SI_KERNEL || continues {
+            Command::GroupSignal(signal)
+        } else {
+            Command::Signal(signal)
+        });
         None
     }
 
-    fn trigger(&self, stop: bool, signal: i32, screen: &mut dyn Screen) {
+    fn trigger(&mut self, stop: bool, signal: i32, screen: &mut dyn Screen) {
         let told = match &self.line {
             Some(line) if !self.supervisor_gone => {
                 line::tell(line, &ToSupervisor::Checkpoint { stop }, false).is_ok()
@@ -333,9 +420,10 @@ impl Front {
         };
         if !told {
             let name = signal_name::name(signal);
-            screen.note(&format!(
+            let text = format!(
                 "{name} asks for a checkpoint, but the supervisor is gone: nothing is saved"
-            ));
+            );
+            self.note(&text, screen);
         }
     }
 

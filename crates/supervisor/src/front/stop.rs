@@ -14,9 +14,10 @@ pub(super) fn stop_self(by: i32) {
         let _ = signal::send(Pid::current(), Signal::STOP.as_raw());
         return;
     }
-    // Each step can fail only for numbers that are no signals.
+    // Sent while it is blocked, so that it becomes one with the terminal's own that may be pending: two of them would
+    // stop this process again when it is continued. Each step can fail only for numbers that are no signals.
     let _ = signal::set_default(by);
-    let _ = signal::set_mask(SignalSet::ALL.without(by));
     let _ = signal::send(Pid::current(), by);
+    let _ = signal::set_mask(SignalSet::ALL.without(by));
     let _ = signal::set_mask(SignalSet::ALL);
 }

@@ -46,6 +46,8 @@ pub(crate) struct Service {
     pub restarted_from: Option<PathBuf>,
     /// Processes of the tree that were waiting for the checkpoint when it was taken.
     pub waiting: Vec<Pid>,
+    /// The job has the terminal that the front has made for it.
+    pub terminal: bool,
 }
 
 /// Serves until the job is over; never returns.
@@ -57,6 +59,7 @@ pub(crate) fn supervise(service: Service) -> ! {
         runtime_dir,
         restarted_from,
         waiting,
+        terminal,
     } = service;
     let root = job.root.0;
     let front = Arc::new(front);
@@ -72,7 +75,7 @@ pub(crate) fn supervise(service: Service) -> ! {
             let text = format!("this job takes no requests: {error}");
             let _ = line::tell(front.as_fd(), &ToFront::Note(text), true);
         });
-    let _ = line::tell(front.as_fd(), &ToFront::Started { root }, true);
+    let _ = line::tell(front.as_fd(), &ToFront::Started { root, terminal }, true);
     for pid in waiting {
         let _ = signal::send_value(pid, Signal::USR2.as_raw(), 0);
     }
