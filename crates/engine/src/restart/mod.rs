@@ -189,7 +189,8 @@ fn choose(
             "use --strategy namespaces or burn",
         ));
     }
-    if strategy == Strategy::Namespaces && !ids::namespaces_work() {
+    // What was chosen here was tried before it was chosen.
+    if asked == Some(Strategy::Namespaces) && !ids::namespaces_work() {
         let reason = "this host does not let you make user namespaces".to_owned();
         refusals.push(refusal(
             "strategy namespaces",
