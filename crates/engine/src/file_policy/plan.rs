@@ -42,6 +42,15 @@ pub struct FilePlan {
     pub problems: Vec<Refusal>,
 }
 
+impl FilePlan {
+    /// Whether any file is changed, made or replaced.
+    #[must_use]
+    pub fn changes_files(&self) -> bool {
+        let stays = |step: &Step| matches!(step.what, What::Use | What::Accept);
+        !self.steps.iter().all(stays)
+    }
+}
+
 /// What happens to one file.
 #[derive(Clone, Debug)]
 pub(super) struct Step {
