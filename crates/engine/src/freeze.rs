@@ -8,10 +8,9 @@ use crate::EngineError;
 use crate::error::Context;
 use crate::timed_calls::{self, Sleeping};
 use crate::tree::{self, Stat};
-use stasis_sys::Pid;
+use stasis_sys::{Pid, procfs};
 use stasis_tracee::{Born, Memory, Running, Stop, Stopped, TraceError};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs;
 use std::time::{Duration, Instant};
 
 /// One stopped thread.
@@ -221,7 +220,7 @@ fn wait_patiently(running: Running, born: &mut Born) -> Result<Stopped, TraceErr
 /// Why a thread could not be stopped for so long.
 fn unreachable(tid: Pid) -> EngineError {
     let stat = Stat::read(tid);
-    let call = fs::read_to_string(format!("/proc/{tid}/syscall")).unwrap_or_default();
+    let call = procfs::read_to_string(format!("/proc/{tid}/syscall")).unwrap_or_default();
     let number = call.split_ascii_whitespace().next().and_then(|word| word.parse::<i64>().ok());
     let vfork = number.is_some_and(|number| {
         matches!(number, libc::SYS_vfork | libc::SYS_clone | libc::SYS_clone3)
@@ -241,7 +240,7 @@ fn unreachable(tid: Pid) -> EngineError {
 }
 
 fn is_traced_by_us(pid: Pid, tid: Pid) -> bool {
-    let status = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).unwrap_or_default();
+    let status = procfs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).unwrap_or_default();
     let tracer = tree::status_field(&status, "TracerPid").and_then(|id| id.parse().ok());
     tracer == Some(rustix::thread::gettid().as_raw_nonzero().get())
 }
@@ -268,7 +267,7 @@ fn assemble(
         let Some(stat) = Stat::read(pid) else {
             continue;
         };
-        let numbers = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let numbers = procfs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let virtual_pid = tree::innermost_id(&numbers).unwrap_or(pid);
         let mut threads = Vec::new();
         let mut stopped_by = None;
@@ -299,7 +298,7 @@ fn assemble(
                 virtual_pid
             } else {
                 let path = format!("/proc/{pid}/task/{}/status", thread.tid);
-                tree::innermost_id(&fs::read_to_string(path).unwrap_or_default())
+                tree::innermost_id(&procfs::read_to_string(path).unwrap_or_default())
                     .unwrap_or(thread.tid)
             };
         }

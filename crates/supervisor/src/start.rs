@@ -186,6 +186,7 @@ fn restart(
         front,
         step: Mutex::new(("checking", Instant::now())),
     };
+    options.verify_while_filling = true;
     let plan = restart::plan(image, &options, &progress)?;
     options.terminal = terminal.filter(|_| plan.wants_terminal());
     let has_terminal = options.terminal.is_some();

@@ -11,7 +11,7 @@ use crate::progress::{Progress, Step};
 use crate::timed_calls::{self, Sleeping};
 use crate::{EngineError, attributes, credentials, faults, maps, signals, threads, timers, tree};
 use stasis_image::{Image, ObjectId};
-use stasis_sys::Pid;
+use stasis_sys::{Pid, procfs};
 use stasis_tracee::{Born, Memory, Registers, Remote, Running, Stopped};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -150,7 +150,7 @@ fn zero_private_copies(
 fn host_ids(strategy: Strategy) -> HashMap<Pid, Pid> {
     let below = tree::descendants(Pid::current());
     let inner = |pid: &Pid| {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let status = procfs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let ids = tree::status_field(&status, "NSpid")?
             .split_ascii_whitespace()
             .count();
@@ -166,7 +166,7 @@ fn host_ids(strategy: Strategy) -> HashMap<Pid, Pid> {
 }
 
 fn own_depth() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let status = procfs::read_to_string("/proc/self/status").unwrap_or_default();
     tree::status_field(&status, "NSpid").map_or(1, |ids| ids.split_ascii_whitespace().count())
 }
 
@@ -289,7 +289,7 @@ impl Finishing<'_> {
             &[self.numbers.first_free as u64, u64::from(u32::MAX), 0],
         )?;
         attributes::restore_remotely(&saved.attributes, &mut calls)?;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
+        let status = procfs::read_to_string(format!("/proc/{pid}/status"))
             .context(|| format!("reading process {pid}"))?;
         let now = credentials::capture(&status);
         let memory = calls.memory;
