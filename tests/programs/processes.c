@@ -59,18 +59,25 @@ static void grow(int level) {
     }
     for (int i = 0; i < 3; i++) expect_end(children[i], i << 8);
 }
-static void tree(void) {
+static void tree_of(int levels, int leaves) {
     share();
     pid_t top = fork();
     if (top == 0) {
-        grow(3);
+        grow(levels);
         _exit(5);
     }
-    wait_arrived(27);
+    wait_arrived(leaves);
     struct ids ids = own_ids();
     ready_and_wait();
     expect_ids(ids, 0);
     expect_end(top, 5 << 8);
+}
+
+static void tree(void) {
+    tree_of(3, 27);
+}
+static void small_tree(void) {
+    tree_of(1, 3);
 }
 
 static void sessions(void) {
@@ -516,6 +523,7 @@ static void new_children(void) {
 
 static const struct check_case cases[] = {
     {"tree", tree},
+    {"small_tree", small_tree},
     {"sessions", sessions},
     {"dead_leaders", dead_leaders},
     {"zombies", zombies},

@@ -5,6 +5,8 @@
   key HEX        types one byte
   size ROWS COLS gives the terminal another size
   front NAME     until the terminal's foreground process group is led by a process of that name
+  raw            until the terminal passes every key on as it is
+  pause SECONDS  no more than that
   end            waits for the command's end and prints its status
 
 Prints everything that was seen, and `[status N]` or `[signal N]` at the end.
@@ -62,6 +64,13 @@ for step in steps:
     elif verb == "size":
         rows, columns = map(int, rest.split())
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    elif verb == "raw":
+        while termios.tcgetattr(terminal)[3] & (termios.ICANON | termios.ISIG):
+            look(0.02)
+            if time.monotonic() > limit:
+                fail("waiting for raw mode")
+    elif verb == "pause":
+        time.sleep(float(rest))
     elif verb == "front":
         while True:
             look(0.02)

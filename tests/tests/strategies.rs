@@ -98,7 +98,7 @@ macro_rules! suite {
             }
             #[test]
             fn threads() {
-                verify(STRATEGY, "threads", &["crowd", "64"]);
+                verify(STRATEGY, "threads", &["crowd", "8"]);
             }
             #[test]
             fn an_exited_leader() {
@@ -106,7 +106,7 @@ macro_rules! suite {
             }
             #[test]
             fn tree() {
-                verify(STRATEGY, "processes", &["tree"]);
+                verify(STRATEGY, "processes", &["small_tree"]);
             }
             #[test]
             fn sessions() {

@@ -105,7 +105,7 @@ fn an_interactive_shell() {
     let end = in_terminal(
         &sandbox,
         &restart(&sandbox, &image),
-        "size 30 100\nsend \nwait ready> \nsend echo $((x+2))\nwait 19\nsend stty size; stty -a\nwait 30 100\nwait -ixon\nsend jobs\nwait Stopped\nsend fg\nfront sleep\nkey 03\nwait ready> \nsend exit 7\nend\n",
+        "size 30 100\nraw\nsend \nwait ready> \nsend echo $((x+2))\nwait 19\nsend stty size; stty -a\nwait 30 100\nwait -ixon\nsend jobs\nwait Stopped\nwait ready> \nsend fg\nwait sleep 1000\npause 0.5\nkey 03\nwait ready> \nsend exit 7\nend\n",
     )
     .finish();
     assert!(end.stdout.contains("[status 7]"), "{end:?}");
@@ -135,7 +135,7 @@ fn raw_mode() {
     let end = in_terminal(
         &sandbox,
         &restart(&sandbox, &image),
-        "key 03\nwait <03>\nkey 0d\nwait <0d>\nkey 71\nend\n",
+        "raw\nkey 03\nwait <03>\nkey 0d\nwait <0d>\nkey 71\nend\n",
     )
     .finish();
     expect(&end, &["[status 4]"]);

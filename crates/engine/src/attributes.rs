@@ -14,7 +14,7 @@ use crate::error::Context;
 use crate::tree::status_field;
 use rustix::process::{Resource, Rlimit, prlimit};
 use serde::{Deserialize, Serialize};
-use stasis_sys::Pid;
+use stasis_sys::{Pid, procfs};
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
 
@@ -72,7 +72,7 @@ pub const RESOURCES: [Resource; 16] = [
 ];
 
 fn number(pid: Pid, file: &str, radix: u32) -> Option<i64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/{file}")).ok()?;
+    let text = procfs::read_to_string(format!("/proc/{pid}/{file}")).ok()?;
     i64::from_str_radix(text.trim().trim_start_matches("0x"), radix).ok()
 }
 
@@ -219,7 +219,7 @@ pub fn restore_from_outside(state: &State, pid: Pid, virtual_pid: Pid, notes: &m
 /// `/proc/PID/limits` has them in a fixed order, named; it needs no permission over the process.
 fn read_limits(pid: Pid) -> Result<Vec<Limit>, EngineError> {
     let path = format!("/proc/{pid}/limits");
-    let text = fs::read_to_string(&path).context(|| format!("reading {path}"))?;
+    let text = procfs::read_to_string(&path).context(|| format!("reading {path}"))?;
     // The name takes 25 columns, the values two words.
     let rows = text.lines().skip(1).map(|line| {
         let mut words = line.get(25..).unwrap_or("").split_ascii_whitespace();

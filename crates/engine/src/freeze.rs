@@ -8,10 +8,9 @@ use crate::EngineError;
 use crate::error::Context;
 use crate::timed_calls::{self, Sleeping};
 use crate::tree::{self, Stat};
-use stasis_sys::Pid;
+use stasis_sys::{Pid, procfs};
 use stasis_tracee::{Born, Memory, Running, Stop, Stopped, TraceError};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs;
 use std::time::{Duration, Instant};
 
 /// One stopped thread.
@@ -221,7 +220,7 @@ fn wait_patiently(running: Running, born: &mut Born) -> Result<Stopped, TraceErr
 /// Why a thread could not be stopped for so long.
 fn unreachable(tid: Pid) -> EngineError {
     let stat = Stat::read(tid);
-    let call = fs::read_to_string(format!("/proc/{tid}/syscall")).unwrap_or_default();
+    let call = procfs::read_to_string(format!("/proc/{tid}/syscall")).unwrap_or_default();
     let number = call.split_ascii_whitespace().next().and_then(|word| word.parse::<i64>().ok());
     let vfork = number.is_some_and(|number| {
         matches!(number, libc::SYS_vfork | libc::SYS_clone | libc::SYS_clone3)
@@ -241,7 +240,7 @@ fn unreachable(tid: Pid) -> EngineError {
 }
 
 fn is_traced_by_us(pid: Pid, tid: Pid) -> bool {
-    let status = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).unwrap_or_default();
+    let status = procfs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).unwrap_or_default();
     let tracer = tree::status_field(&status, "TracerPid").and_then(|id| id.parse().ok());
     tracer == Some(rustix::thread::gettid().as_raw_nonzero().get())
 }
@@ -268,7 +267,7 @@ fn assemble(
         let Some(stat) = Stat::read(pid) else {
             continue;
         };
-        let numbers = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let numbers = procfs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let virtual_pid = tree::innermost_id(&numbers).unwrap_or(pid);
         let mut threads = Vec::new();
         let mut stopped_by = None;
@@ -299,7 +298,7 @@ fn assemble(
                 virtual_pid
             } else {
                 let path = format!("/proc/{pid}/task/{}/status", thread.tid);
-                tree::innermost_id(&fs::read_to_string(path).unwrap_or_default())
+                tree::innermost_id(&procfs::read_to_string(path).unwrap_or_default())
                     .unwrap_or(thread.tid)
             };
         }
@@ -339,15 +338,41 @@ impl Frozen {
     }
 }
 
+/// Lets the threads of processes go. Those that job control has stopped go first, and are stopped again before any other runs:
+/// letting go of a stopped thread makes it run for a moment, in the kernel, which others could see.
+pub fn let_go(processes: Vec<(Pid, bool, Vec<Stopped>)>) {
+    let (held, free): (Vec<_>, Vec<_>) = processes.into_iter().partition(|(_, stopped, _)| *stopped);
+    let mut again = Vec::new();
+    for (pid, _, threads) in held {
+        again.push(pid);
+        for thread in threads {
+            // Those let go first may already have ended the program.
+            let _ = thread.detach();
+        }
+    }
+    let deadline = Instant::now() + THREAD_LIMIT;
+    let runs = |pid: &Pid| Stat::read(pid).is_some_and(|stat| !matches!(stat.state, 'T' | 'Z' | 'X'));
+    while again.iter().any(runs) && Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    for thread in free.into_iter().flat_map(|(_, _, threads)| threads) {
+        let _ = thread.detach();
+    }
+}
+
 impl Drop for Frozen {
     fn drop(&mut self) {
+        let mut all = Vec::with_capacity(self.processes.len());
         for process in &mut self.processes {
+            let mut threads = Vec::with_capacity(process.threads.len());
             for thread in &mut process.threads {
                 if let Some(mut stopped) = thread.stopped.take() {
                     let _ = timed_calls::hide_interruption(&mut stopped, thread.sleeping.as_ref());
-                    let _ = stopped.detach();
+                    threads.push(stopped);
                 }
             }
+            all.push((process.pid, process.stopped_by.is_some(), threads));
         }
+        let_go(all);
     }
 }

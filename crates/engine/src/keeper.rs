@@ -19,11 +19,11 @@ use crate::job::{Memory, own_stdio};
 use crate::{EngineError, Job};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use stasis_sys::Pid;
 use stasis_sys::process::{self, Fork, SIGKILL, WNOHANG, WaitStatus, Waited};
 use stasis_sys::signal::{self, SignalFd, SignalSet};
-use stasis_sys::{Pid, descriptor};
 use std::ffi::OsString;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// What the keeper tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -200,7 +200,10 @@ pub fn launch(
             };
             let _ = rustix::net::send(&keeper_end, &message, SendFlags::NOSIGNAL);
             match root {
-                Some(root) => serve(&front, &keeper_end, root),
+                Some(root) => {
+                    let_go_of_stdio();
+                    serve(&front, &keeper_end, root)
+                }
                 None => process::exit_now(127),
             }
         }
@@ -256,12 +259,19 @@ fn start_root(argv: &[OsString], inherited: &Inherited) -> std::io::Result<Pid> 
     }
 }
 
+/// Closes every descriptor but the standard ones and `keep`, by number: in a forked copy that never returns to their owners.
+pub(crate) fn close_all_but(keep: &[RawFd]) {
+    for fd in stasis_sys::descriptor::open_descriptors().unwrap_or_default() {
+        if fd > 2 && !keep.contains(&fd) {
+            stasis_sys::descriptor::close(fd);
+        }
+    }
+}
+
 /// Serves until the last descendant is gone or the job is given up; never returns.
 pub(crate) fn serve(front: &OwnedFd, supervisor: &OwnedFd, root: Pid) -> ! {
-    let_go_of_stdio();
-    // Copies of what the supervisor and the program have open: a pipe must be closed for those at its other end when
-    // the program closes it, and a control socket when the supervisor dies. Nothing here uses them.
-    descriptor::close_all_but(&[front.as_raw_fd(), supervisor.as_raw_fd()]);
+    // Pipes that the program closes, and the supervisor's socket, would stay open with this process.
+    close_all_but(&[front.as_raw_fd(), supervisor.as_raw_fd()]);
     let code = i32::from(serve_until_done(front, supervisor, root).is_err());
     process::exit_now(code)
 }

@@ -162,16 +162,6 @@ pub fn close(number: RawFd) {
     unsafe { libc::close(number) };
 }
 
-/// Closes every descriptor of this process but the standard ones and those in `keep`. The caller has to know that no
-/// value which owns another one will be used or dropped.
-pub fn close_all_but(keep: &[RawFd]) {
-    for fd in open_descriptors().unwrap_or_default() {
-        if fd > 2 && !keep.contains(&fd) {
-            close(fd);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,6 +14,7 @@ pub mod namespace;
 pub mod pagemap;
 pub mod pidfd;
 pub mod process;
+pub mod procfs;
 pub mod signal;
 pub mod socket;
 pub mod startup;

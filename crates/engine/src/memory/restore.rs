@@ -175,8 +175,24 @@ pub fn map_areas(
                 .call("mprotect", libc::SYS_mprotect, &arguments)
                 .map_err(explain)?;
         }
+        // Before it is filled: filling huge pages takes a third of the time, and where there were none there shall be none.
+        for advice in area
+            .advice
+            .iter()
+            .filter(|advice| is_of_huge_pages(**advice))
+        {
+            let _ = calls.call(
+                "madvise",
+                libc::SYS_madvise,
+                &[area.range.start, len, *advice as u64],
+            );
+        }
     }
     Ok(())
+}
+
+fn is_of_huge_pages(advice: i32) -> bool {
+    matches!(advice, libc::MADV_HUGEPAGE | libc::MADV_NOHUGEPAGE)
 }
 
 const MAP_DROPPABLE: i32 = 8;
@@ -230,7 +246,11 @@ fn finish_area(
     if matches!(area.backing, Backing::Vdso | Backing::Vvar(_)) {
         return Ok(());
     }
-    for advice in &area.advice {
+    for advice in area
+        .advice
+        .iter()
+        .filter(|advice| !is_of_huge_pages(**advice))
+    {
         // Of a kernel without that feature (KSM, huge pages), the advice is not missed.
         let _ = calls.call("madvise", libc::SYS_madvise, &[start, len, *advice as u64]);
     }

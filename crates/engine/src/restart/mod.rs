@@ -21,11 +21,12 @@ use ids::IdSource;
 use rustix::fs::MemfdFlags;
 use serde::Serialize;
 use skeleton::Skeleton;
-use stasis_image::Image;
+use stasis_image::{Image, ObjectId};
 use stasis_sys::Pid;
 use stasis_sys::board::Board;
 use stasis_sys::process::{self, Fork};
 use stasis_sys::signal::{self, SignalSet};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -63,6 +64,9 @@ pub struct Options {
     pub map_path: Vec<(String, String)>,
     /// Threads that read; 0 is one for each processor.
     pub threads: usize,
+    /// The plan will be carried out: the memory of processes, most of an image, need not be read twice, once to be verified and
+    /// once to be put in its place, where nothing but the new processes would have been touched when damage is found.
+    pub verify_while_filling: bool,
     /// The slave side of a terminal that becomes the job's controlling terminal, where the job had one.
     pub terminal: Option<OwnedFd>,
 }
@@ -89,7 +93,8 @@ impl Plan {
     }
 }
 
-/// Verifies `image` completely and decides what a restart does. Nothing is touched.
+/// Verifies `image` and decides what a restart does. Nothing is touched. The image is verified completely, unless
+/// [`Options::verify_while_filling`] allows to leave the memory of processes to [`execute`].
 ///
 /// # Errors
 /// [`EngineError::Refused`] with all obstacles at once; [`EngineError::Image`] for a damaged image.
@@ -99,10 +104,13 @@ pub fn plan(
     progress: &dyn Progress,
 ) -> Result<Plan, EngineError> {
     progress.step(Step::Verify);
-    image.verify(options.threads, &|done| {
-        progress.bytes(done, image.header().file_len)
-    })?;
     let tree = Tree::of(image)?;
+    let later = options.verify_while_filling && !tree.terminal;
+    if later {
+        verify_all_but_memory(image, &tree, options)?;
+    } else {
+        verify(image, options, progress)?;
+    }
     let loader = Loader(image);
     let births = Births::plan(&tree);
     let mut refusals = Vec::new();
@@ -120,6 +128,10 @@ pub fn plan(
     let context = context(options, &loader, None, &stdio, 0);
     let open = descriptors::plan(&tree.descriptions, &context);
     refusals.extend(open.refusals);
+    // A damaged image is told before anything else, and before any file is changed for its sake.
+    if later && (!refusals.is_empty() || files.changes_files()) {
+        verify(image, options, progress)?;
+    }
     if !refusals.is_empty() {
         return Err(EngineError::Refused(refusals));
     }
@@ -131,6 +143,31 @@ pub fn plan(
         tree: Box::new(tree),
         files,
     })
+}
+
+fn verify(image: &Image, options: &Options, progress: &dyn Progress) -> Result<(), EngineError> {
+    image.verify(options.threads, &|done| {
+        progress.bytes(done, image.header().file_len)
+    })?;
+    Ok(())
+}
+
+/// Verifies what is read by others than the process that fills the memory, and that none of it is missing.
+fn verify_all_but_memory(image: &Image, tree: &Tree, options: &Options) -> Result<(), EngineError> {
+    let memory: BTreeSet<ObjectId> = tree
+        .processes
+        .iter()
+        .map(|process| ObjectId(process.memory.contents))
+        .collect();
+    let mut others: Vec<ObjectId> = image
+        .all_extents()
+        .iter()
+        .map(|extent| extent.object)
+        .collect();
+    others.dedup();
+    others.retain(|object| !memory.contains(object));
+    image.for_each_extent(&others, options.threads, &|_, _| Ok(()))?;
+    Ok(())
 }
 
 fn context<'a>(
@@ -190,7 +227,8 @@ fn choose(
             "use --strategy namespaces or burn",
         ));
     }
-    if strategy == Strategy::Namespaces && !ids::namespaces_work() {
+    // What was chosen here was tried before it was chosen.
+    if asked == Some(Strategy::Namespaces) && !ids::namespaces_work() {
         let reason = "this host does not let you make user namespaces".to_owned();
         refusals.push(refusal(
             "strategy namespaces",
@@ -550,7 +588,7 @@ impl Maker<'_> {
         self.fork(session, lead_session)?;
         // This process lives as long as the job: what it kept open, nobody else would ever see closed.
         keeper::let_go_of_stdio();
-        stasis_sys::descriptor::close_all_but(&[]);
+        keeper::close_all_but(&[]);
         loop {
             match process::wait(Pid(-1), 0).context(|| "waiting for the keeper".into())? {
                 process::Waited::NoChildren => return Ok(()),
@@ -612,7 +650,7 @@ impl Maker<'_> {
             let _ = std::fs::write("/proc/sys/kernel/ns_last_pid", highest.to_string());
         }
         drop(opened);
-        stasis_sys::descriptor::close_all_but(&[front.as_raw_fd(), supervisor.as_raw_fd()]);
+        keeper::close_all_but(&[front.as_raw_fd(), supervisor.as_raw_fd()]);
         self.await_word(&supervisor)?;
         keeper::serve(&front, &supervisor, tree.root)
     }
