@@ -75,7 +75,8 @@ pub(crate) fn become_supervisor(
             terminal,
         } = lines;
         // The program may ask for a checkpoint with its first breath: whoever connects now is served once the job is held.
-        let socket = runtime_dir::for_supervisor().and_then(|directory| serve::Socket::bind(&directory));
+        let socket =
+            runtime_dir::for_supervisor().and_then(|directory| serve::Socket::bind(&directory));
         match begin(start, &settings, inherited, keeper, &front, terminal) {
             Ok(started) => serve::supervise(Service {
                 job: started.job,
