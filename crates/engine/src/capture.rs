@@ -101,7 +101,13 @@ pub fn settle(frozen: &Frozen, keeper: Pid) -> Result<(), EngineError> {
                     let object = format!("thread {}", thread.virtual_tid);
                     let reason = format!("it has {name} of its own (unshare(2))");
                     let hint = "checkpoint when that thread has ended";
-                    refusals.push(refusal(process.virtual_pid, &process.stat, &object, &reason, hint));
+                    refusals.push(refusal(
+                        process.virtual_pid,
+                        &process.stat,
+                        &object,
+                        &reason,
+                        hint,
+                    ));
                 }
             }
         }
@@ -511,13 +517,19 @@ fn ask_for_stops(frozen: &mut Frozen, processes: &mut [Process]) -> Result<(), E
         };
         let id = living(&frozen.processes[place]);
         let (vmas, status) = (maps::read(id)?, read_status(id)?);
-        let unreported = with_calls(&mut frozen.processes[place], 1, &vmas, &status, |calls, _| {
-            let address = calls.put(&[0; stasis_tracee::SIGINFO_BYTES])?;
-            let arguments = [P_PID, child.0 as u64, address, options, 0];
-            // The process may have children of another thread's only (__WNOTHREAD is not asked for): an error means no news.
-            let asked = calls.call("waitid", libc::SYS_waitid, &arguments);
-            Ok(Some(asked.is_ok() && calls.get::<4>(0)? != [0; 4]))
-        })?;
+        let unreported = with_calls(
+            &mut frozen.processes[place],
+            1,
+            &vmas,
+            &status,
+            |calls, _| {
+                let address = calls.put(&[0; stasis_tracee::SIGINFO_BYTES])?;
+                let arguments = [P_PID, child.0 as u64, address, options, 0];
+                // The process may have children of another thread's only (__WNOTHREAD is not asked for): an error means no news.
+                let asked = calls.call("waitid", libc::SYS_waitid, &arguments);
+                Ok(Some(asked.is_ok() && calls.get::<4>(0)? != [0; 4]))
+            },
+        )?;
         processes[n].stop_reported = !unreported;
     }
     Ok(())

@@ -221,14 +221,23 @@ fn wait_patiently(running: Running, born: &mut Born) -> Result<Stopped, TraceErr
 fn unreachable(tid: Pid) -> EngineError {
     let stat = Stat::read(tid);
     let call = procfs::read_to_string(format!("/proc/{tid}/syscall")).unwrap_or_default();
-    let number = call.split_ascii_whitespace().next().and_then(|word| word.parse::<i64>().ok());
+    let number = call
+        .split_ascii_whitespace()
+        .next()
+        .and_then(|word| word.parse::<i64>().ok());
     let vfork = number.is_some_and(|number| {
         matches!(number, libc::SYS_vfork | libc::SYS_clone | libc::SYS_clone3)
     });
     let (reason, hint) = if vfork {
-        ("it waits for a child that it has made by vfork(2) and that does not exec", "try again when that child has started its program")
+        (
+            "it waits for a child that it has made by vfork(2) and that does not exec",
+            "try again when that child has started its program",
+        )
     } else {
-        ("it hangs in the kernel, where it cannot be stopped", "try again; if it stays so, look for a file server that does not answer")
+        (
+            "it hangs in the kernel, where it cannot be stopped",
+            "try again; if it stays so, look for a file server that does not answer",
+        )
     };
     EngineError::Refused(vec![crate::Refusal {
         pid: stat.as_ref().map(|_| tid),
@@ -240,7 +249,8 @@ fn unreachable(tid: Pid) -> EngineError {
 }
 
 fn is_traced_by_us(pid: Pid, tid: Pid) -> bool {
-    let status = procfs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).unwrap_or_default();
+    let status =
+        procfs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).unwrap_or_default();
     let tracer = tree::status_field(&status, "TracerPid").and_then(|id| id.parse().ok());
     tracer == Some(rustix::thread::gettid().as_raw_nonzero().get())
 }
@@ -341,7 +351,8 @@ impl Frozen {
 /// Lets the threads of processes go. Those that job control has stopped go first, and are stopped again before any other runs:
 /// letting go of a stopped thread makes it run for a moment, in the kernel, which others could see.
 pub fn let_go(processes: Vec<(Pid, bool, Vec<Stopped>)>) {
-    let (held, free): (Vec<_>, Vec<_>) = processes.into_iter().partition(|(_, stopped, _)| *stopped);
+    let (held, free): (Vec<_>, Vec<_>) =
+        processes.into_iter().partition(|(_, stopped, _)| *stopped);
     let mut again = Vec::new();
     for (pid, _, threads) in held {
         again.push(pid);
@@ -351,7 +362,8 @@ pub fn let_go(processes: Vec<(Pid, bool, Vec<Stopped>)>) {
         }
     }
     let deadline = Instant::now() + THREAD_LIMIT;
-    let runs = |pid: &Pid| Stat::read(pid).is_some_and(|stat| !matches!(stat.state, 'T' | 'Z' | 'X'));
+    let runs =
+        |pid: &Pid| Stat::read(pid).is_some_and(|stat| !matches!(stat.state, 'T' | 'Z' | 'X'));
     while again.iter().any(runs) && Instant::now() < deadline {
         std::thread::yield_now();
     }

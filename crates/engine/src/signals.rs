@@ -114,9 +114,7 @@ pub fn capture_remotely(
     calls: &mut Calls<'_>,
 ) -> Result<State, EngineError> {
     let mut actions = Vec::new();
-    let asked = SignalSet::ALL
-        .without(libc::SIGKILL)
-        .without(libc::SIGSTOP);
+    let asked = SignalSet::ALL.without(libc::SIGKILL).without(libc::SIGSTOP);
     for signal in asked.iter() {
         calls.call(
             "rt_sigaction",

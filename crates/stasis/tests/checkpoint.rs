@@ -1,5 +1,7 @@
 //! What triggers checkpoints, what becomes of them, and how a job continues.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod common;
 
 use common::{Ended, Place, Running, kill, lives, wait_until};

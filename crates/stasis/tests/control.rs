@@ -1,5 +1,7 @@
 //! The commands that speak to a running job.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod common;
 
 use common::{Ended, Place, Running, lives, wait_until};

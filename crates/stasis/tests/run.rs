@@ -1,5 +1,7 @@
 //! `stasis run` as a bystander: what goes through it unchanged, and what holds when one of its processes dies.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod common;
 
 use common::{Ended, Place, kill, lives, wait_until};

@@ -173,11 +173,18 @@ fn own_depth() -> usize {
 /// Waits until the processes that had ended have ended again.
 fn await_zombies(saved: &Tree, hosts: &HashMap<Pid, Pid>) -> Result<(), EngineError> {
     let deadline = Instant::now() + STOP_LIMIT;
-    let lives = |pid: &&Pid| tree::Stat::read(**pid).is_some_and(|stat| !matches!(stat.state, 'Z' | 'X'));
-    for zombie in saved.zombies.iter().filter_map(|zombie| hosts.get(&zombie.pid)) {
+    let lives =
+        |pid: &&Pid| tree::Stat::read(**pid).is_some_and(|stat| !matches!(stat.state, 'Z' | 'X'));
+    for zombie in saved
+        .zombies
+        .iter()
+        .filter_map(|zombie| hosts.get(&zombie.pid))
+    {
         while lives(&zombie) {
             if Instant::now() > deadline {
-                return Err(EngineError::Failed(format!("process {zombie} does not end")));
+                return Err(EngineError::Failed(format!(
+                    "process {zombie} does not end"
+                )));
             }
             std::thread::yield_now();
         }
