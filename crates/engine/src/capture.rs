@@ -645,7 +645,7 @@ pub fn check(root: Pid) -> Result<Vec<Refusal>, EngineError> {
             name: stat.comm,
         });
     }
-    let stdio = [None, None, None];
+    let stdio = descriptors::stdio_of(root);
     let files = Collector::new(0);
     let context = CaptureContext {
         processes: &views,

@@ -8,7 +8,7 @@ use crate::restart::{Strategy, ids};
 use rustix::mount::{MountPropagationFlags, mount_change};
 use stasis_sys::pagemap::{PAGE, Pagemap, Pages};
 use stasis_sys::process::{self, Fork, SIGKILL, Waited};
-use stasis_sys::{Pid, namespace, signal, userfaultfd};
+use stasis_sys::{Pid, namespace, signal, timer, userfaultfd};
 use stasis_tracee::{Born, Running};
 use std::fs;
 use std::time::Duration;
@@ -34,6 +34,12 @@ pub struct Host {
     pub pagemap_scan: bool,
     /// Whether `userfaultfd(2)` works.
     pub userfaultfd: bool,
+    /// Whether the kernel shows POSIX timers (`/proc/PID/timers`, CONFIG_CHECKPOINT_RESTORE).
+    pub shows_timers: bool,
+    /// Whether the kernel lists children (`/proc/PID/task/TID/children`, CONFIG_PROC_CHILDREN).
+    pub shows_children: bool,
+    /// Whether ids of POSIX timers can be chosen (Linux 6.16 and newer).
+    pub chooses_timer_ids: bool,
 }
 
 /// Which namespaces an ordinary user can make here.
@@ -67,6 +73,9 @@ impl Host {
             shows_last_id: ids::last_id().is_ok(),
             pagemap_scan: pagemap_scan(),
             userfaultfd: userfaultfd::open().is_ok(),
+            shows_timers: fs::metadata("/proc/self/timers").is_ok(),
+            shows_children: fs::metadata("/proc/thread-self/children").is_ok(),
+            chooses_timer_ids: timer::ids_can_be_chosen(),
         }
     }
 
@@ -196,6 +205,9 @@ mod tests {
             shows_last_id: false,
             pagemap_scan: false,
             userfaultfd: false,
+            shows_timers: false,
+            shows_children: false,
+            chooses_timer_ids: false,
         }
     }
 

@@ -167,7 +167,12 @@ fn another_user_is_refused() {
         open(&path, 0o700);
     }
     let binary = place.dir().parent().unwrap().join("stasis");
-    fs::copy(env!("CARGO_BIN_EXE_stasis"), &binary).unwrap();
+    // By another process: one that other threads fork while the copy is open for writing could not be executed.
+    let copied = std::process::Command::new("cp")
+        .arg(env!("CARGO_BIN_EXE_stasis"))
+        .arg(&binary)
+        .status();
+    assert!(copied.unwrap().success());
     let front = std::process::Command::new(&binary)
         .args(["run", "--", "sh", "-c", SLEEP])
         .current_dir(place.dir())

@@ -20,6 +20,7 @@ pub mod socket;
 pub mod startup;
 pub mod task;
 pub mod terminal;
+pub mod timer;
 pub mod timerfd;
 pub mod userfaultfd;
 

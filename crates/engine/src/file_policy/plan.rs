@@ -29,6 +29,8 @@ pub struct PlanOptions {
     pub map: PathMap,
     /// The number of the checkpoint, for the names of what is kept.
     pub sequence: u64,
+    /// The files that are the restart command's own standard streams: that they are open is no sign of somebody else's work.
+    pub own: Vec<FileId>,
 }
 
 /// What a restart is going to do with the files of an image.
@@ -416,6 +418,14 @@ impl Case<'_> {
     }
 
     fn replaced(&mut self, seen: Seen, keep: bool, why: &str) -> Result<Step, Refusal> {
+        if self.options.own.contains(&seen.id) {
+            // Another file under its name would not be the one that the restart writes to.
+            self.sentence = format!(
+                "goes on in {}, which {why} and is the restart's own output",
+                self.name()
+            );
+            return Ok(self.step(Some(seen), What::Accept));
+        }
         if let Some(reason) = self.at_work(seen) {
             return self.changed(seen, &reason);
         }
@@ -464,6 +474,9 @@ impl Case<'_> {
 
     /// Why the file had better not be changed: somebody is at work on it, the job itself, perhaps, still running.
     fn at_work(&self, seen: Seen) -> Option<String> {
+        if self.options.own.contains(&seen.id) {
+            return None;
+        }
         if let Some(holder) = self.locked.get(&seen.id) {
             let by = match holder {
                 ..=0 => "another process".to_owned(),

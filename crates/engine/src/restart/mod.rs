@@ -117,14 +117,19 @@ pub fn plan(
     let strategy = choose(options.strategy, &tree, &births, &mut refusals);
     owner(&tree, &mut refusals);
     kernel(&tree, &mut refusals)?;
+    let stdio = own_stdio();
     let wanted = PlanOptions {
         changed: options.changed_files,
         map: PathMap::new(&options.map_path),
         sequence: tree.info.sequence,
+        own: stdio
+            .iter()
+            .flatten()
+            .filter_map(|fd| file_policy::FileId::of(fd.as_fd()))
+            .collect(),
     };
     let files = file_policy::plan(&tree.files, &wanted, &loader);
     refusals.extend(files.problems.iter().cloned());
-    let stdio = own_stdio();
     let context = context(options, &loader, None, &stdio, 0);
     let open = descriptors::plan(&tree.descriptions, &context);
     refusals.extend(open.refusals);

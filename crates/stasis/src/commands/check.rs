@@ -11,19 +11,19 @@ use stasis_sys::{Pid, process, signal};
 use std::ffi::OsString;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Say what this host allows, or what of a program could not be saved and why
 ///
 /// Without an argument: what the kernel and its settings allow here. With PID: what of that process and its descendants
-/// could not be saved (nothing is stopped). With a command: starts it without input and output, lets it run for a moment,
-/// looks, and ends it. Exit status 0 when nothing stands in the way, 1 otherwise.
+/// could not be saved (nothing is stopped). With a command: starts it without input and output, looks at it
+/// for a moment while it runs, and ends it. Exit status 0 when nothing stands in the way, 1 otherwise.
 #[derive(Debug, Args)]
 pub struct Arguments {
     /// A process id
     #[arg(value_name = "PID", conflicts_with = "command")]
     pub pid: Option<i32>,
-    /// For how long a command runs before it is looked at, in seconds
+    /// For how long a command is looked at before it is ended, in seconds: what is seen last counts
     #[arg(long, value_name = "SECONDS", default_value = "1")]
     pub after: u64,
     /// As JSON
@@ -48,14 +48,48 @@ pub fn run(arguments: &Arguments) -> Result {
                 .map_err(|error| {
                     failure(format!("starting {}: {error}", program.to_string_lossy()))
                 })?;
-            let mut started = Started(child);
-            thread::sleep(Duration::from_secs(arguments.after));
-            if let Some(status) = started.0.try_wait()? {
-                return Err(failure(format!(
-                    "the program ended ({status}) before it was looked at; use a smaller --after"
-                )));
+            let seen = watch(&mut Started(child), Duration::from_secs(arguments.after))?;
+            if seen.ended {
+                output::message("the program ended meanwhile: this is what was seen last");
             }
-            tell(&look(Pid(started.0.id() as i32))?, arguments.json)
+            tell(&seen.refusals, arguments.json)
+        }
+    }
+}
+
+/// What was seen last of a started program.
+#[derive(Default)]
+struct Seen {
+    refusals: Vec<Refusal>,
+    /// It had come to its end, of its own accord.
+    ended: bool,
+}
+
+/// Between one look and the next.
+const PERIOD: Duration = Duration::from_millis(50);
+
+/// Looks again and again for so long, as a program that has just started has little open, and one that ends early
+/// must have been seen before.
+fn watch(started: &mut Started, long: Duration) -> std::result::Result<Seen, Failure> {
+    let pid = Pid(started.0.id() as i32);
+    let began = Instant::now();
+    let mut seen = Seen::default();
+    loop {
+        thread::sleep(PERIOD.min(long.saturating_sub(began.elapsed())));
+        let last = began.elapsed() >= long;
+        let looked = checkpoint::check(pid);
+        // What is seen of a program that is about to end is not what it was.
+        if started.0.try_wait()?.is_some() {
+            seen.ended = true;
+            return Ok(seen);
+        }
+        match looked {
+            Ok(refusals) => seen.refusals = refusals,
+            Err(error) if last => return Err(failure(error.to_string())),
+            Err(_) => {}
+        }
+        if last {
+            return Ok(seen);
         }
     }
 }

@@ -70,7 +70,7 @@ fn verify(path: &Path, threads: usize) -> Verdict<'_> {
     let checked = Image::open(path)
         .map_err(|error| error.to_string())
         .and_then(|image| {
-            let total = image.header().stored_len;
+            let total = image.header().logical_len;
             let verified = image
                 .verify(threads, &|done| show(done, total))
                 .map_err(|error| error.to_string())?;

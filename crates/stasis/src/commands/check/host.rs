@@ -141,6 +141,26 @@ fn findings(host: &Host) -> Vec<Finding> {
             (!host.pagemap_scan).then_some("Linux 6.7 and newer find the pages to save faster; nothing is lost without"),
         ),
         finding(
+            "timers",
+            match (host.shows_timers, host.chooses_timer_ids) {
+                (true, true) => "shown; their ids can be chosen".to_owned(),
+                (true, false) => "shown; their ids have to be burnt".to_owned(),
+                (false, _) => "not shown".to_owned(),
+            },
+            if host.shows_timers { Level::Good } else { Level::Less },
+            (!host.shows_timers).then_some(
+                "POSIX timers of programs are not found, and lost at a restart; it needs a kernel with CONFIG_CHECKPOINT_RESTORE",
+            ),
+        ),
+        finding(
+            "children",
+            if host.shows_children { "listed" } else { "not listed" }.to_owned(),
+            if host.shows_children { Level::Good } else { Level::Less },
+            (!host.shows_children).then_some(
+                "all processes of the host are searched instead, which is slower; it needs a kernel with CONFIG_PROC_CHILDREN",
+            ),
+        ),
+        finding(
             "userfaultfd",
             yes(host.userfaultfd),
             if host.userfaultfd { Level::Good } else { Level::Less },
@@ -274,6 +294,9 @@ mod tests {
             shows_last_id: true,
             pagemap_scan: true,
             userfaultfd: true,
+            shows_timers: true,
+            shows_children: true,
+            chooses_timer_ids: true,
         }
     }
 
@@ -299,6 +322,9 @@ mod tests {
             shows_last_id: false,
             pagemap_scan: false,
             userfaultfd: false,
+            shows_timers: false,
+            shows_children: false,
+            chooses_timer_ids: false,
             ..good()
         };
         let answer = answer(&bad);
