@@ -219,7 +219,7 @@ fn killing_the_front_ends_the_tree() {
 }
 
 fn supervisor(place: &Place) -> i32 {
-    place.job()["supervisor"].as_i64().unwrap() as i32
+    place.job_status()["supervisor"].as_i64().unwrap() as i32
 }
 
 #[test]
