@@ -11,6 +11,7 @@ use stasis_engine::keeper::{self, Inherited};
 use stasis_engine::progress::{Progress, Step};
 use stasis_engine::{EngineError, Job, restart};
 use stasis_image::{Image, ImageError};
+use stasis_sys::descriptor;
 use stasis_sys::process::exit_now;
 use std::ffi::OsString;
 use std::io;
@@ -132,6 +133,8 @@ fn begin(
     let socket = serve::bind().map_err(|error| Failure::own(&error))?;
     let started = start_job(start, settings, inherited, keeper, front, terminal);
     let (job, from, terminal) = started.inspect_err(|_| socket.remove())?;
+    // The program has them: here they would keep pipes open that it closes.
+    descriptor::close_inherited();
     // In a session of its own the supervisor has a share of the processors of its own (scheduler autogroups), so that
     // it can stop many busy threads quickly, and no terminal can send it signals.
     let _ = setsid();
