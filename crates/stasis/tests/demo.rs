@@ -1,5 +1,7 @@
 //! `stasis demo` on this host.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 mod common;
 
 use common::Ended;
