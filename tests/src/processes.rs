@@ -116,21 +116,30 @@ pub(crate) fn belongs(pid: i32, mark: &str, dir: &Path) -> bool {
     has_mark(pid, mark) || works_below(pid, dir)
 }
 
+/// The threads whose view of the process is looked at: a first thread that has exited has none, the others do.
+fn witnesses(pid: i32) -> impl Iterator<Item = i32> {
+    std::iter::once(pid).chain(threads(pid).filter(move |&thread| thread != pid).take(1))
+}
+
 fn has_mark(pid: i32, mark: &str) -> bool {
-    fs::read(format!("/proc/{pid}/environ")).is_ok_and(|text| {
-        text.split(|&byte| byte == 0)
-            .any(|entry| entry == mark.as_bytes())
+    witnesses(pid).any(|thread| {
+        fs::read(format!("/proc/{pid}/task/{thread}/environ")).is_ok_and(|text| {
+            text.split(|&byte| byte == 0)
+                .any(|entry| entry == mark.as_bytes())
+        })
     })
 }
 
 fn works_below(pid: i32, dir: &Path) -> bool {
-    fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| {
-        cwd.starts_with(dir) || {
-            // The kernel shows the directory of a process whose directory was removed with this ending.
-            let cwd = cwd.as_os_str().as_bytes();
-            cwd.strip_suffix(b" (deleted)")
-                .is_some_and(|cwd| Path::new(OsStr::from_bytes(cwd)).starts_with(dir))
-        }
+    witnesses(pid).any(|thread| {
+        fs::read_link(format!("/proc/{pid}/task/{thread}/cwd")).is_ok_and(|cwd| {
+            cwd.starts_with(dir) || {
+                // The kernel shows the directory of a process whose directory was removed with this ending.
+                let cwd = cwd.as_os_str().as_bytes();
+                cwd.strip_suffix(b" (deleted)")
+                    .is_some_and(|cwd| Path::new(OsStr::from_bytes(cwd)).starts_with(dir))
+            }
+        })
     })
 }
 
