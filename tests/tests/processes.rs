@@ -18,6 +18,15 @@ macro_rules! cases {
 }
 
 cases! {
-    tree sessions dead_leaders zombies stopped orphans subreaper attributes shown credentials vforked forking_madly
+    tree sessions dead_leaders zombies stopped orphans subreaper attributes shown credentials forking_madly
     threading_madly executing_madly new_children
+}
+
+/// A process that waits for its vfork child sleeps where no stop reaches it: refused by name, and it runs on.
+#[test]
+fn vforked() {
+    need!("cc");
+    let program = program("processes", Linkage::Dynamic).expect("there is a compiler");
+    let argv = [program.as_os_str(), "vforked".as_ref()];
+    stasis_tests::verify_or_refused(&Sandbox::new(), &argv, &["vfork", "try again"]);
 }

@@ -14,7 +14,7 @@ use crate::error::Context;
 use crate::tree::status_field;
 use rustix::process::{Resource, Rlimit, prlimit};
 use serde::{Deserialize, Serialize};
-use stasis_sys::Pid;
+use stasis_sys::{Pid, procfs};
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
 
@@ -38,6 +38,8 @@ pub struct State {
     pub parent_death_signal: i32,
     /// `PR_GET_CHILD_SUBREAPER`.
     pub subreaper: bool,
+    /// `PR_GET_KEEPCAPS`.
+    pub keep_capabilities: bool,
     /// `PR_GET_THP_DISABLE`.
     pub huge_pages_off: bool,
     /// `/proc/PID/oom_score_adj`.
@@ -70,7 +72,7 @@ pub const RESOURCES: [Resource; 16] = [
 ];
 
 fn number(pid: Pid, file: &str, radix: u32) -> Option<i64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/{file}")).ok()?;
+    let text = procfs::read_to_string(format!("/proc/{pid}/{file}")).ok()?;
     i64::from_str_radix(text.trim().trim_start_matches("0x"), radix).ok()
 }
 
@@ -108,6 +110,7 @@ pub fn capture_remotely(state: &mut State, calls: &mut Calls<'_>) -> Result<(), 
         calls.call(name, libc::SYS_prctl, &[option as u64])
     };
     state.dumpable = plain(calls, "prctl(PR_GET_DUMPABLE)", libc::PR_GET_DUMPABLE)? as i32;
+    state.keep_capabilities = plain(calls, "prctl(PR_GET_KEEPCAPS)", libc::PR_GET_KEEPCAPS)? != 0;
     state.huge_pages_off = plain(calls, "prctl(PR_GET_THP_DISABLE)", libc::PR_GET_THP_DISABLE)
         .is_ok_and(|value| value != 0);
     state.parent_death_signal =
@@ -139,6 +142,9 @@ pub fn restore_remotely(state: &State, calls: &mut Calls<'_>) -> Result<(), Engi
     let mut set = |name, option: i32, value: u64| {
         calls.call(name, libc::SYS_prctl, &[option as u64, value, 0, 0, 0])
     };
+    if state.keep_capabilities {
+        set("prctl(PR_SET_KEEPCAPS)", libc::PR_SET_KEEPCAPS, 1)?;
+    }
     if state.huge_pages_off {
         set("prctl(PR_SET_THP_DISABLE)", libc::PR_SET_THP_DISABLE, 1)?;
     }
@@ -213,7 +219,7 @@ pub fn restore_from_outside(state: &State, pid: Pid, virtual_pid: Pid, notes: &m
 /// `/proc/PID/limits` has them in a fixed order, named; it needs no permission over the process.
 fn read_limits(pid: Pid) -> Result<Vec<Limit>, EngineError> {
     let path = format!("/proc/{pid}/limits");
-    let text = fs::read_to_string(&path).context(|| format!("reading {path}"))?;
+    let text = procfs::read_to_string(&path).context(|| format!("reading {path}"))?;
     // The name takes 25 columns, the values two words.
     let rows = text.lines().skip(1).map(|line| {
         let mut words = line.get(25..).unwrap_or("").split_ascii_whitespace();

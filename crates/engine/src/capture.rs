@@ -14,11 +14,12 @@ use crate::tree::{self, Stat, status_field};
 use crate::{
     EngineError, Job, Refusal, attributes, credentials, signals, threads, timed_calls, timers,
 };
-use stasis_sys::Pid;
 use stasis_sys::task::{self, Shared};
+use stasis_sys::{Pid, procfs};
 use std::collections::HashMap;
 use std::fs;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// A captured tree, without its private memory.
@@ -57,7 +58,7 @@ pub struct SharedPart {
 
 fn read_status(id: Pid) -> Result<String, EngineError> {
     let path = format!("/proc/{id}/status");
-    fs::read_to_string(&path).context(|| format!("reading {path}"))
+    procfs::read_to_string(&path).context(|| format!("reading {path}"))
 }
 
 /// A process by a thread that lives: `/proc` shows little of a process whose first thread has ended.
@@ -74,6 +75,7 @@ pub(crate) fn living(process: &FrozenProcess) -> Pid {
 /// [`EngineError::Refused`].
 pub fn settle(frozen: &Frozen, keeper: Pid) -> Result<(), EngineError> {
     let mut refusals = Vec::new();
+    let around = Surroundings::of(keeper);
     for process in &frozen.processes {
         let id = living(process);
         let status = read_status(id)?;
@@ -82,7 +84,7 @@ pub fn settle(frozen: &Frozen, keeper: Pid) -> Result<(), EngineError> {
             process.virtual_pid,
             &process.stat,
             &status,
-            keeper,
+            &around,
             &mut refusals,
         );
         refusals.extend(memory::refusals(
@@ -90,6 +92,25 @@ pub fn settle(frozen: &Frozen, keeper: Pid) -> Result<(), EngineError> {
             &process.stat.comm,
             &maps::read(id)?,
         ));
+        for thread in process.threads.iter().skip(1) {
+            for (resource, name) in [
+                (Shared::Descriptors, "descriptors"),
+                (Shared::FileSystem, "a working directory"),
+            ] {
+                if !task::share(id, thread.tid, resource).unwrap_or(true) {
+                    let object = format!("thread {}", thread.virtual_tid);
+                    let reason = format!("it has {name} of its own (unshare(2))");
+                    let hint = "checkpoint when that thread has ended";
+                    refusals.push(refusal(
+                        process.virtual_pid,
+                        &process.stat,
+                        &object,
+                        &reason,
+                        hint,
+                    ));
+                }
+            }
+        }
         for thread in &process.threads {
             if thread
                 .stopped
@@ -126,38 +147,63 @@ fn refusal(pid: Pid, stat: &Stat, object: &str, reason: &str, hint: &str) -> Ref
     }
 }
 
+/// What is the same for the whole job, as its keeper has it.
+struct Surroundings {
+    keeper: Pid,
+    filters: Filters,
+    namespaces: [Option<PathBuf>; NAMESPACES.len()],
+}
+
+const NAMESPACES: [&str; 8] = ["user", "pid", "mnt", "net", "ipc", "uts", "cgroup", "time"];
+
+/// How many system call filters there are, and of which kind.
+type Filters = (u32, Option<String>);
+
+fn filters(status: &str) -> Filters {
+    let count = status_field(status, "Seccomp_filters").and_then(|count| count.parse().ok());
+    (
+        count.unwrap_or(0),
+        status_field(status, "Seccomp").map(str::to_owned),
+    )
+}
+
+fn namespace(id: Pid, name: &str) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{id}/ns/{name}")).ok()
+}
+
+impl Surroundings {
+    fn of(keeper: Pid) -> Surroundings {
+        Surroundings {
+            keeper,
+            filters: filters(&read_status(keeper).unwrap_or_default()),
+            namespaces: NAMESPACES.map(|name| namespace(keeper, name)),
+        }
+    }
+}
+
 fn obstacles(
     id: Pid,
     virtual_pid: Pid,
     stat: &Stat,
     status: &str,
-    keeper: Pid,
+    around: &Surroundings,
     refusals: &mut Vec<Refusal>,
 ) {
     let mut refuse = |object: &str, reason: &str, hint: &str| {
         refusals.push(refusal(virtual_pid, stat, object, reason, hint));
     };
     // Filters that the keeper has too were there before the job, as in a container: a restart finds its own.
-    let filters = |status: &str| {
-        let count =
-            status_field(status, "Seccomp_filters").and_then(|count| count.parse::<u32>().ok());
-        (
-            count.unwrap_or(0),
-            status_field(status, "Seccomp").map(str::to_owned),
-        )
-    };
-    if filters(status) != filters(&read_status(keeper).unwrap_or_default()) {
+    if filters(status) != around.filters {
         refuse(
             "its system call filter (seccomp)",
             "the kernel does not let an ordinary user read filters back",
             "run the program without its sandbox",
         );
     }
-    for namespace in ["user", "pid", "mnt", "net", "ipc", "uts", "cgroup", "time"] {
-        let link = |pid: Pid| fs::read_link(format!("/proc/{pid}/ns/{namespace}")).ok();
-        if link(id) != link(keeper) {
+    for (name, keepers) in NAMESPACES.iter().zip(&around.namespaces) {
+        if namespace(id, name) != *keepers {
             refuse(
-                &format!("its {namespace} namespace"),
+                &format!("its {name} namespace"),
                 "it is not the job's own (a container or sandbox inside the job)",
                 "run the container runtime outside and stasis inside it",
             );
@@ -171,7 +217,7 @@ fn obstacles(
             "run stasis inside the chroot",
         ),
     }
-    if stat.parent != keeper {
+    if stat.parent != around.keeper {
         for (resource, name) in [
             (Shared::Memory, "its memory"),
             (Shared::Descriptors, "its descriptor table"),
@@ -241,10 +287,12 @@ pub fn capture(
         )?;
         processes.push(process);
     }
+    ask_for_stops(frozen, &mut processes)?;
     collected.shared.tie(&open.inodes);
     let shared = capture_shared(frozen, &mut collected, store)?;
     let zombies = frozen.zombies.iter().map(|zombie| {
-        let status = fs::read_to_string(format!("/proc/{}/status", zombie.pid)).unwrap_or_default();
+        let status =
+            procfs::read_to_string(format!("/proc/{}/status", zombie.pid)).unwrap_or_default();
         Zombie {
             pid: zombie.virtual_pid,
             parent: parent_of(&zombie.stat),
@@ -299,7 +347,8 @@ fn innermost(status: &str, field: &str) -> Pid {
 
 /// The clocks as processes of the job see them: the host's, shifted by the offsets of the job's time namespace.
 fn clocks(keeper: Pid) -> Clocks {
-    let offsets = fs::read_to_string(format!("/proc/{keeper}/timens_offsets")).unwrap_or_default();
+    let offsets =
+        procfs::read_to_string(format!("/proc/{keeper}/timens_offsets")).unwrap_or_default();
     let offset = |name: &str| -> (i64, i64) {
         let line = offsets
             .lines()
@@ -383,7 +432,7 @@ fn capture_process(
         threads::capture_remotely(&mut states[0], calls)?;
         attributes::capture_remotely(&mut attributes, calls)?;
         memory::layout::capture_remotely(&mut layout, calls)?;
-        let signals = signals::capture_remotely(&status, std::mem::take(&mut shared_queue), calls)?;
+        let signals = signals::capture_remotely(std::mem::take(&mut shared_queue), calls)?;
         let timers = timers::capture_remotely(id, &threads_by_id, calls)?;
         Ok(Some((signals, timers)))
     })?;
@@ -394,6 +443,7 @@ fn capture_process(
         group: innermost(&status, "NSpgid"),
         session: innermost(&status, "NSsid"),
         stopped_by: frozen.stopped_by,
+        stop_reported: true,
         leader_exited: frozen.leader_exited,
         threads: states,
         memory: memory::State {
@@ -453,6 +503,36 @@ fn with_calls<T>(
     head[0].stopped = Some(calls.finish()?);
     outcome?;
     first.ok_or(EngineError::Gone)
+}
+
+/// Finds out which stops of children their parents have not waited for yet: asked of the parent, without consuming anything.
+fn ask_for_stops(frozen: &mut Frozen, processes: &mut [Process]) -> Result<(), EngineError> {
+    const P_PID: u64 = 1;
+    let options = (libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT) as u64;
+    for n in 0..processes.len() {
+        let (child, parent) = (processes[n].pid, processes[n].parent);
+        let place = processes.iter().position(|process| process.pid == parent);
+        let (Some(_), Some(place)) = (processes[n].stopped_by, place) else {
+            continue;
+        };
+        let id = living(&frozen.processes[place]);
+        let (vmas, status) = (maps::read(id)?, read_status(id)?);
+        let unreported = with_calls(
+            &mut frozen.processes[place],
+            1,
+            &vmas,
+            &status,
+            |calls, _| {
+                let address = calls.put(&[0; stasis_tracee::SIGINFO_BYTES])?;
+                let arguments = [P_PID, child.0 as u64, address, options, 0];
+                // The process may have children of another thread's only (__WNOTHREAD is not asked for): an error means no news.
+                let asked = calls.call("waitid", libc::SYS_waitid, &arguments);
+                Ok(Some(asked.is_ok() && calls.get::<4>(0)? != [0; 4]))
+            },
+        )?;
+        processes[n].stop_reported = !unreported;
+    }
+    Ok(())
 }
 
 fn capture_shared(
@@ -536,7 +616,7 @@ fn intersect(range: Range<u64>, pieces: &[Range<u64>]) -> Vec<Range<u64>> {
 pub fn check(root: Pid) -> Result<Vec<Refusal>, EngineError> {
     let mut refusals = Vec::new();
     let mut views = Vec::new();
-    let keeper = Stat::read(root).ok_or(EngineError::Gone)?.parent;
+    let around = Surroundings::of(Stat::read(root).ok_or(EngineError::Gone)?.parent);
     for pid in std::iter::once(root).chain(tree::descendants(root)) {
         let (Some(stat), Ok(status)) = (Stat::read(pid), read_status(pid)) else {
             continue;
@@ -545,7 +625,7 @@ pub fn check(root: Pid) -> Result<Vec<Refusal>, EngineError> {
             continue;
         }
         let virtual_pid = tree::innermost_id(&status).unwrap_or(pid);
-        obstacles(pid, virtual_pid, &stat, &status, keeper, &mut refusals);
+        obstacles(pid, virtual_pid, &stat, &status, &around, &mut refusals);
         match maps::read(pid) {
             Ok(areas) => refusals.extend(memory::refusals(virtual_pid, &stat.comm, &areas)),
             Err(_) => {
@@ -565,7 +645,7 @@ pub fn check(root: Pid) -> Result<Vec<Refusal>, EngineError> {
             name: stat.comm,
         });
     }
-    let stdio = [None, None, None];
+    let stdio = descriptors::stdio_of(root);
     let files = Collector::new(0);
     let context = CaptureContext {
         processes: &views,

@@ -8,9 +8,9 @@ use crate::store::{MemorySource, Store};
 use crate::{EngineError, Job, Refusal, faults, twin};
 use serde::{Deserialize, Serialize};
 use stasis_image::{Compression, ImageWriter, ObjectId, Run, StoreJob, WriteOptions};
-use stasis_sys::Pid;
 use stasis_sys::pagemap::Pages;
 use stasis_sys::process::Waited;
+use stasis_sys::{Pid, procfs};
 use stasis_tracee::Memory;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -83,6 +83,22 @@ pub fn checkpoint(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Report, EngineError> {
+    // Tracees belong to the thread that has seized them. One that could not be stopped cannot be let go either, but the kernel
+    // does that when the tracing thread ends (`exit_ptrace`, `kernel/ptrace.c`).
+    std::thread::scope(|scope| {
+        let tracing = scope.spawn(|| trace(job, path, options, progress));
+        tracing
+            .join()
+            .unwrap_or_else(|_| Err(EngineError::Failed("the checkpoint panicked".into())))
+    })
+}
+
+fn trace(
+    job: &mut Job,
+    path: &Path,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Report, EngineError> {
     let began = Instant::now();
     faults::pass("begin")?;
     let writing = WriteOptions {
@@ -103,10 +119,11 @@ pub fn checkpoint(
     progress.step(Step::LivePart);
     let mut captured = capture::capture(&mut frozen, job, options, &store)?;
     faults::pass("captured")?;
-    let mut twins = Vec::new();
-    if wants_twins(&frozen, &captured, options) {
+    let mut twins: Vec<Option<twin::Twin>> = frozen.processes.iter().map(|_| None).collect();
+    let wanted = wanted_twins(&frozen, &captured, options);
+    if wanted.contains(&true) {
         progress.step(Step::Twin);
-        match twin::fork_all(&mut frozen) {
+        match twin::fork_all(&mut frozen, &wanted) {
             Ok(made) => twins = made,
             Err(error) => captured.notes.push(format!(
                 "the program stands still while it is written: {error}"
@@ -116,12 +133,12 @@ pub fn checkpoint(
     faults::pass("twins")?;
     progress.step(Step::Write);
     write_shared(&frozen, &captured, &store)?;
-    let sources: Vec<(Pid, &Memory)> = frozen
+    let sources: Vec<_> = frozen
         .processes
         .iter()
-        .map(|p| (capture::living(p), &p.memory))
+        .map(|p| Some((capture::living(p), &p.memory)))
         .collect();
-    let now = |area: &Area| twins.is_empty() || !area.is_in_twin();
+    let now = |process: usize, area: &Area| twins[process].is_none() || !area.is_in_twin();
     write_private(&sources, &mut captured, &store, now)?;
     faults::pass("written")?;
     let (processes, threads) = (
@@ -138,10 +155,12 @@ pub fn checkpoint(
         faults::pass("resumed")?;
         None
     };
-    if !twins.is_empty() {
-        let sources: Vec<(Pid, &Memory)> =
-            twins.iter().map(|twin| (twin.pid, &twin.memory)).collect();
-        write_private(&sources, &mut captured, &store, Area::is_in_twin)?;
+    if twins.iter().any(Option::is_some) {
+        let sources: Vec<_> = twins
+            .iter()
+            .map(|twin| twin.as_ref().map(|twin| (twin.pid, &twin.memory)))
+            .collect();
+        write_private(&sources, &mut captured, &store, |_, area| area.is_in_twin())?;
         faults::pass("twins-written")?;
     }
     drop(twins);
@@ -175,53 +194,56 @@ fn sleeping(frozen: &Frozen) -> std::collections::HashMap<Pid, crate::timed_call
         .collect()
 }
 
-/// Below this much memory in all, forking twins takes longer than writing.
-const WORTH_A_TWIN: u64 = 8 << 20;
+/// Below this much memory in all, a program is written while it stands still.
+const WORTH_TWINS: u64 = 8 << 20;
+/// Below this much memory of a process, forking its twin takes longer than writing it: it is written while it stands still.
+const WORTH_A_TWIN: u64 = 1 << 20;
 
-fn wants_twins(frozen: &Frozen, captured: &Captured, options: &Options) -> bool {
+/// Which processes are to be written from twins.
+fn wanted_twins(frozen: &Frozen, captured: &Captured, options: &Options) -> Vec<bool> {
     let anonymous = |process: &crate::freeze::FrozenProcess| {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", capture::living(process)))
+        let status = procfs::read_to_string(format!("/proc/{}/status", capture::living(process)))
             .unwrap_or_default();
         let value = crate::tree::status_field(&status, "RssAnon").unwrap_or_default();
-        value
-            .split_ascii_whitespace()
-            .next()
-            .and_then(|kib| kib.parse::<u64>().ok())
-            .unwrap_or(0)
-            << 10
+        let kib = value.split_ascii_whitespace().next();
+        kib.and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) << 10
     };
     // A program that adopts orphans itself would be given the twins.
-    let adopts = captured
-        .tree
-        .processes
+    let adopts = |process: &crate::model::Process| process.attributes.subreaper;
+    if options.stop || captured.tree.processes.iter().any(adopts) {
+        return vec![false; frozen.processes.len()];
+    }
+    let bytes: Vec<u64> = frozen.processes.iter().map(anonymous).collect();
+    let any = bytes.iter().sum::<u64>() >= WORTH_TWINS;
+    bytes
         .iter()
-        .any(|process| process.attributes.subreaper);
-    !options.stop && !adopts && frozen.processes.iter().map(anonymous).sum::<u64>() >= WORTH_A_TWIN
+        .map(|bytes| any && *bytes >= WORTH_A_TWIN)
+        .collect()
 }
 
-/// Writes the private memory that `wanted` picks, of all processes, each from its source.
+/// Writes the private memory that `wanted` picks, of every process that has a source, from that.
 fn write_private(
-    sources: &[(Pid, &Memory)],
+    sources: &[Option<(Pid, &Memory)>],
     captured: &mut Captured,
     store: &Store,
-    wanted: impl Fn(&Area) -> bool,
+    wanted: impl Fn(usize, &Area) -> bool,
 ) -> Result<(), EngineError> {
-    let mut runs: Vec<(ObjectId, Vec<Run>)> = Vec::with_capacity(sources.len());
-    for ((pid, _), process) in sources.iter().zip(&mut captured.tree.processes) {
+    let mut parts: Vec<(ObjectId, MemorySource<'_>, Vec<Run>)> = Vec::new();
+    for ((n, source), process) in sources.iter().enumerate().zip(&mut captured.tree.processes) {
+        let Some((pid, memory)) = source else {
+            continue;
+        };
         let mut pages = Pages::default();
-        memory::pages(*pid, &process.memory.areas, &wanted, &mut pages)?;
-        runs.push((ObjectId(process.memory.contents), memory::runs(&pages.own)));
+        let wanted = |area: &Area| wanted(n, area);
+        memory::pages(*pid, &process.memory.areas, wanted, &mut pages)?;
+        let object = ObjectId(process.memory.contents);
+        parts.push((object, MemorySource(memory), memory::runs(&pages.own)));
         process.memory.stored.append(&mut pages.own);
         process.memory.guards.append(&mut pages.guards);
     }
-    let memories: Vec<MemorySource<'_>> = sources
+    let jobs: Vec<StoreJob<'_>> = parts
         .iter()
-        .map(|(_, memory)| MemorySource(memory))
-        .collect();
-    let jobs: Vec<StoreJob<'_>> = runs
-        .iter()
-        .zip(&memories)
-        .map(|((object, runs), source)| StoreJob {
+        .map(|(object, source, runs)| StoreJob {
             object: *object,
             source,
             runs,

@@ -8,10 +8,9 @@ use crate::EngineError;
 use crate::error::Context;
 use crate::timed_calls::{self, Sleeping};
 use crate::tree::{self, Stat};
-use stasis_sys::Pid;
+use stasis_sys::{Pid, procfs};
 use stasis_tracee::{Born, Memory, Running, Stop, Stopped, TraceError};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs;
 use std::time::{Duration, Instant};
 
 /// One stopped thread.
@@ -71,6 +70,10 @@ const THREAD_LIMIT: Duration = Duration::from_secs(2);
 /// Freezes that fail because a thread cannot be stopped are repeated until this has passed: a vfork parent waits for
 /// its child to exec.
 const FREEZE_LIMIT: Duration = Duration::from_secs(10);
+/// Pauses between freezes grow up to this.
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+/// A thread that has not stopped after this is looked at.
+const UNREACHABLE_AFTER: Duration = Duration::from_millis(3);
 
 /// Stops every descendant of `keeper` except those of `ours`.
 ///
@@ -83,10 +86,15 @@ pub fn freeze(
     known: &HashMap<Pid, Sleeping>,
 ) -> Result<Frozen, EngineError> {
     let deadline = Instant::now() + FREEZE_LIMIT;
+    let mut pause = Duration::from_millis(1);
     loop {
         match attempt(keeper, ours, known) {
-            Err(EngineError::Tracee(TraceError::Stuck(_))) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(10));
+            Err(EngineError::Tracee(TraceError::Stuck(tid))) => {
+                if Instant::now() >= deadline {
+                    return Err(unreachable(tid));
+                }
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(LONGEST_PAUSE);
             }
             other => return other,
         }
@@ -131,7 +139,6 @@ fn attempt(
     let mut catch = Catch::default();
     let mut sleeping: HashMap<Pid, Sleeping> = HashMap::new();
     let clock = timed_calls::scheduler_clock();
-    let limit = THREAD_LIMIT;
     loop {
         let mut fresh = Vec::new();
         let members: Vec<Pid> = tree::descendants(keeper)
@@ -152,6 +159,11 @@ fn attempt(
                         catch.running.insert(tid, running);
                     }
                     Err(TraceError::Dead(_)) => {}
+                    // Born of a traced thread, whose news of it is still to come.
+                    Err(_) if is_traced_by_us(*pid, tid) => {
+                        fresh.push(tid);
+                        catch.running.insert(tid, Running::born(tid));
+                    }
                     Err(error) => match Stat::read(format_args!("{pid}/task/{tid}")) {
                         None => {}
                         Some(stat) if matches!(stat.state, 'Z' | 'X') => {}
@@ -168,7 +180,7 @@ fn attempt(
         }
         let mut born = Born::default();
         while let Some((tid, running)) = catch.running.pop_first() {
-            match running.wait(limit, &mut born) {
+            match wait_patiently(running, &mut born) {
                 Ok(stopped) => {
                     catch.stopped.insert(tid, stopped);
                 }
@@ -179,13 +191,68 @@ fn attempt(
                 }
             }
             for child in born.0.drain(..) {
-                catch.running.insert(child, Running::born(child));
+                if !catch.stopped.contains_key(&child) {
+                    catch.running.insert(child, Running::born(child));
+                }
             }
         }
         if fresh.is_empty() {
             return assemble(&members, catch, &mut sleeping);
         }
     }
+}
+
+/// Waits for a thread to stop. One that sleeps where no stop reaches it is given up at once: most often it is a vfork parent,
+/// whose child could not exec while it is held.
+fn wait_patiently(running: Running, born: &mut Born) -> Result<Stopped, TraceError> {
+    let tid = running.tid();
+    let deadline = Instant::now() + THREAD_LIMIT;
+    let mut outcome = running.wait(UNREACHABLE_AFTER, born);
+    while matches!(outcome, Err(TraceError::Stuck(_))) && Instant::now() < deadline {
+        if Stat::read(tid).is_some_and(|stat| stat.state == 'D') {
+            break;
+        }
+        outcome = Running::born(tid).wait(UNREACHABLE_AFTER, born);
+    }
+    outcome
+}
+
+/// Why a thread could not be stopped for so long.
+fn unreachable(tid: Pid) -> EngineError {
+    let stat = Stat::read(tid);
+    let call = procfs::read_to_string(format!("/proc/{tid}/syscall")).unwrap_or_default();
+    let number = call
+        .split_ascii_whitespace()
+        .next()
+        .and_then(|word| word.parse::<i64>().ok());
+    let vfork = number.is_some_and(|number| {
+        matches!(number, libc::SYS_vfork | libc::SYS_clone | libc::SYS_clone3)
+    });
+    let (reason, hint) = if vfork {
+        (
+            "it waits for a child that it has made by vfork(2) and that does not exec",
+            "try again when that child has started its program",
+        )
+    } else {
+        (
+            "it hangs in the kernel, where it cannot be stopped",
+            "try again; if it stays so, look for a file server that does not answer",
+        )
+    };
+    EngineError::Refused(vec![crate::Refusal {
+        pid: stat.as_ref().map(|_| tid),
+        process: stat.map_or_else(String::new, |stat| stat.comm),
+        object: format!("thread {tid}"),
+        reason: reason.into(),
+        hint: hint.into(),
+    }])
+}
+
+fn is_traced_by_us(pid: Pid, tid: Pid) -> bool {
+    let status =
+        procfs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).unwrap_or_default();
+    let tracer = tree::status_field(&status, "TracerPid").and_then(|id| id.parse().ok());
+    tracer == Some(rustix::thread::gettid().as_raw_nonzero().get())
 }
 
 fn untraceable(pid: Pid, stat: &Stat, error: TraceError) -> EngineError {
@@ -210,7 +277,7 @@ fn assemble(
         let Some(stat) = Stat::read(pid) else {
             continue;
         };
-        let numbers = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let numbers = procfs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let virtual_pid = tree::innermost_id(&numbers).unwrap_or(pid);
         let mut threads = Vec::new();
         let mut stopped_by = None;
@@ -241,7 +308,7 @@ fn assemble(
                 virtual_pid
             } else {
                 let path = format!("/proc/{pid}/task/{}/status", thread.tid);
-                tree::innermost_id(&fs::read_to_string(path).unwrap_or_default())
+                tree::innermost_id(&procfs::read_to_string(path).unwrap_or_default())
                     .unwrap_or(thread.tid)
             };
         }
@@ -281,15 +348,43 @@ impl Frozen {
     }
 }
 
+/// Lets the threads of processes go. Those that job control has stopped go first, and are stopped again before any other runs:
+/// letting go of a stopped thread makes it run for a moment, in the kernel, which others could see.
+pub fn let_go(processes: Vec<(Pid, bool, Vec<Stopped>)>) {
+    let (held, free): (Vec<_>, Vec<_>) =
+        processes.into_iter().partition(|(_, stopped, _)| *stopped);
+    let mut again = Vec::new();
+    for (pid, _, threads) in held {
+        again.push(pid);
+        for thread in threads {
+            // Those let go first may already have ended the program.
+            let _ = thread.detach();
+        }
+    }
+    let deadline = Instant::now() + THREAD_LIMIT;
+    let runs =
+        |pid: &Pid| Stat::read(pid).is_some_and(|stat| !matches!(stat.state, 'T' | 'Z' | 'X'));
+    while again.iter().any(runs) && Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    for thread in free.into_iter().flat_map(|(_, _, threads)| threads) {
+        let _ = thread.detach();
+    }
+}
+
 impl Drop for Frozen {
     fn drop(&mut self) {
+        let mut all = Vec::with_capacity(self.processes.len());
         for process in &mut self.processes {
+            let mut threads = Vec::with_capacity(process.threads.len());
             for thread in &mut process.threads {
                 if let Some(mut stopped) = thread.stopped.take() {
                     let _ = timed_calls::hide_interruption(&mut stopped, thread.sleeping.as_ref());
-                    let _ = stopped.detach();
+                    threads.push(stopped);
                 }
             }
+            all.push((process.pid, process.stopped_by.is_some(), threads));
         }
+        let_go(all);
     }
 }

@@ -23,7 +23,7 @@ use stasis_sys::Pid;
 use stasis_sys::process::{self, Fork, SIGKILL, WNOHANG, WaitStatus, Waited};
 use stasis_sys::signal::{self, SignalFd, SignalSet};
 use std::ffi::OsString;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// What the keeper tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -259,8 +259,19 @@ fn start_root(argv: &[OsString], inherited: &Inherited) -> std::io::Result<Pid> 
     }
 }
 
+/// Closes every descriptor but the standard ones and `keep`, by number: in a forked copy that never returns to their owners.
+pub(crate) fn close_all_but(keep: &[RawFd]) {
+    for fd in stasis_sys::descriptor::open_descriptors().unwrap_or_default() {
+        if fd > 2 && !keep.contains(&fd) {
+            stasis_sys::descriptor::close(fd);
+        }
+    }
+}
+
 /// Serves until the last descendant is gone or the job is given up; never returns.
 pub(crate) fn serve(front: &OwnedFd, supervisor: &OwnedFd, root: Pid) -> ! {
+    // Pipes that the program closes, and the supervisor's socket, would stay open with this process.
+    close_all_but(&[front.as_raw_fd(), supervisor.as_raw_fd()]);
     let code = i32::from(serve_until_done(front, supervisor, root).is_err());
     process::exit_now(code)
 }

@@ -16,6 +16,7 @@ pub mod error;
 pub mod faults;
 pub mod file_policy;
 pub mod freeze;
+pub mod host;
 pub mod job;
 pub mod keeper;
 pub mod maps;

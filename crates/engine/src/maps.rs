@@ -2,7 +2,7 @@
 
 use crate::EngineError;
 use crate::error::Context;
-use stasis_sys::Pid;
+use stasis_sys::{Pid, procfs};
 use std::ops::Range;
 
 /// One area (VMA).
@@ -59,7 +59,7 @@ impl Vma {
 pub fn read_detailed(id: Pid) -> Result<Vec<Vma>, EngineError> {
     let path = format!("/proc/{id}/smaps");
     Ok(parse(
-        &std::fs::read(&path).context(|| format!("reading {path}"))?,
+        &procfs::read(&path).context(|| format!("reading {path}"))?,
     ))
 }
 
@@ -70,7 +70,7 @@ pub fn read_detailed(id: Pid) -> Result<Vec<Vma>, EngineError> {
 pub fn read(id: Pid) -> Result<Vec<Vma>, EngineError> {
     let path = format!("/proc/{id}/maps");
     Ok(parse(
-        &std::fs::read(&path).context(|| format!("reading {path}"))?,
+        &procfs::read(&path).context(|| format!("reading {path}"))?,
     ))
 }
 

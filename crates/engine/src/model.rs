@@ -65,6 +65,8 @@ pub struct Process {
     pub session: Pid,
     /// Job control had stopped it, with this signal.
     pub stopped_by: Option<i32>,
+    /// Its parent has waited for that stop.
+    pub stop_reported: bool,
     /// The first thread has ended.
     pub leader_exited: bool,
     /// Living threads, the first thread first where it lives.

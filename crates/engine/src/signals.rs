@@ -3,9 +3,8 @@
 //! Saved: handlers with their flags, masks and restorers; signals queued for the process, with the whole of their
 //! `siginfo_t`. (Masks and signals queued for one thread are with [`crate::threads`].)
 //!
-//! Rests on: `SigCgt` and `SigIgn` of `/proc/PID/status` tell which signals are worth a remote sigaction(2); SIGCHLD always is, as
-//! SA_NOCLDWAIT counts with the default action too. A thread may queue any siginfo to itself, whatever its code says of its
-//! origin (`do_rt_sigqueueinfo`, `kernel/signal.c`).
+//! Rests on: every signal is asked for, as flags and masks are kept with the default action too, and SA_NOCLDWAIT counts even then.
+//! A thread may queue any siginfo to itself, whatever its code says of its origin (`do_rt_sigqueueinfo`, `kernel/signal.c`).
 
 use crate::EngineError;
 use crate::calls::Calls;
@@ -51,6 +50,8 @@ pub struct Action {
 }
 
 const ACTION_BYTES: usize = 32;
+/// SIGCANCEL and SIGSETXID of glibc: sigaction(3) does not touch them.
+const LIBRARY_SIGNALS: [i32; 2] = [32, 33];
 
 impl Action {
     fn decode(bytes: &[u8; ACTION_BYTES]) -> Action {
@@ -109,14 +110,12 @@ pub fn ignores_trap(status: &str) -> bool {
 /// # Errors
 /// When a remote call fails.
 pub fn capture_remotely(
-    status: &str,
     pending: Vec<PendingSignal>,
     calls: &mut Calls<'_>,
 ) -> Result<State, EngineError> {
-    let interesting =
-        SignalSet(set(status, "SigCgt").0 | set(status, "SigIgn").0).with(libc::SIGCHLD);
     let mut actions = Vec::new();
-    for signal in interesting.iter() {
+    let asked = SignalSet::ALL.without(libc::SIGKILL).without(libc::SIGSTOP);
+    for signal in asked.iter() {
         calls.call(
             "rt_sigaction",
             libc::SYS_rt_sigaction,
@@ -138,7 +137,11 @@ pub fn capture_remotely(
 /// # Errors
 /// When a remote call fails.
 pub fn restore_actions(state: &State, calls: &mut Calls<'_>) -> Result<(), EngineError> {
-    for (signal, action) in &state.actions {
+    // The two that the C library keeps for itself may be in use by the code that made the process.
+    let reserved = LIBRARY_SIGNALS.map(|signal| (signal, Action::default()));
+    let missing = |signal: i32| state.actions.iter().all(|(other, _)| *other != signal);
+    let reset = reserved.iter().filter(|(signal, _)| missing(*signal));
+    for (signal, action) in state.actions.iter().chain(reset) {
         let address = calls.put(&action.encode())?;
         calls.call(
             "rt_sigaction",

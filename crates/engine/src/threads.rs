@@ -15,9 +15,9 @@ use crate::error::Context;
 use crate::signals;
 use crate::timed_calls::TimedCall;
 use serde::{Deserialize, Serialize};
-use stasis_sys::Pid;
 use stasis_sys::signal::SignalSet;
 use stasis_sys::task::{self, Scheduling};
+use stasis_sys::{Pid, procfs};
 use stasis_tracee::{Memory, Registers, RseqConfiguration, Stopped, Xstate};
 use std::io;
 
@@ -149,7 +149,7 @@ pub fn capture(
     let tid = thread.tid();
     let reading = |what: &'static str| move || format!("reading the {what} of thread {tid}");
     let mut name =
-        std::fs::read(format!("/proc/{process}/task/{tid}/comm")).context(reading("name"))?;
+        procfs::read(format!("/proc/{process}/task/{tid}/comm")).context(reading("name"))?;
     name.pop();
     Ok(State {
         virtual_tid,

@@ -15,10 +15,9 @@
 use crate::EngineError;
 use crate::calls::Calls;
 use serde::{Deserialize, Serialize};
-use stasis_sys::Pid;
+use stasis_sys::{Pid, procfs};
 use stasis_tracee::{Registers, Stopped};
 use std::collections::HashMap;
-use std::fs;
 use std::time::{Duration, Instant};
 
 /// A thread asleep in a call with a relative time limit, as seen right before the freeze.
@@ -63,7 +62,7 @@ pub fn scheduler_clock() -> Option<SchedulerClock> {
 }
 
 fn exec_start(path: &str) -> Option<Duration> {
-    let text = fs::read_to_string(path).ok()?;
+    let text = procfs::read_to_string(path).ok()?;
     let line = text
         .lines()
         .find(|line| line.starts_with("se.exec_start"))?;
@@ -79,7 +78,7 @@ pub fn look(
     clock: Option<SchedulerClock>,
     known: &HashMap<Pid, Sleeping>,
 ) -> Option<Sleeping> {
-    let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).ok()?;
+    let text = procfs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).ok()?;
     let mut words = text.split_ascii_whitespace();
     let number: i64 = words.next()?.parse().ok()?;
     if number == libc::SYS_restart_syscall {

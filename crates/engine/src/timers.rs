@@ -10,7 +10,7 @@
 use crate::EngineError;
 use crate::calls::Calls;
 use serde::{Deserialize, Serialize};
-use stasis_sys::Pid;
+use stasis_sys::{Pid, procfs};
 use std::collections::HashMap;
 
 /// Interval and remaining time as the kernel holds them: four words, seconds and micro- or nanoseconds each.
@@ -74,7 +74,7 @@ pub fn capture_remotely(
         *setting = decode(&calls.get(0)?);
     }
     // Missing where the kernel was built without CONFIG_CHECKPOINT_RESTORE; `check` tells.
-    let list = std::fs::read_to_string(format!("/proc/{process}/timers")).unwrap_or_default();
+    let list = procfs::read_to_string(format!("/proc/{process}/timers")).unwrap_or_default();
     for mut timer in parse(&list) {
         calls.call(
             "timer_gettime",

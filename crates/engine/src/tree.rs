@@ -1,6 +1,6 @@
 //! Finding the processes of a tree.
 
-use stasis_sys::Pid;
+use stasis_sys::{Pid, procfs};
 use std::fs;
 
 /// One line of `/proc/PID/stat`, the fields that the engine uses (`proc_pid_stat(5)`).
@@ -22,7 +22,7 @@ impl Stat {
     /// Reads it for a process or, with a path such as `12/task/13`, a thread. `None` when it is gone.
     #[must_use]
     pub fn read(id: impl std::fmt::Display) -> Option<Stat> {
-        Stat::parse(&fs::read_to_string(format!("/proc/{id}/stat")).ok()?)
+        Stat::parse(&procfs::read_to_string(format!("/proc/{id}/stat")).ok()?)
     }
 
     fn parse(text: &str) -> Option<Stat> {
@@ -59,7 +59,7 @@ pub fn children(pid: Pid) -> Vec<Pid> {
     };
     let mut found = Vec::new();
     for task in tasks.flatten() {
-        match fs::read_to_string(task.path().join("children")) {
+        match procfs::read_to_string(task.path().join("children")) {
             Ok(list) => found.extend(
                 list.split_ascii_whitespace()
                     .filter_map(|word| word.parse().ok())

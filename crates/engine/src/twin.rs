@@ -15,7 +15,7 @@ use crate::error::Context;
 use crate::freeze::{Frozen, FrozenProcess};
 use crate::memory::vdso;
 use crate::{maps, signals};
-use stasis_sys::Pid;
+use stasis_sys::{Pid, procfs};
 use stasis_tracee::{Born, Memory, Remote, Running, Stopped};
 use std::time::Duration;
 
@@ -40,18 +40,21 @@ impl Drop for Twin {
 const LIMIT: Duration = Duration::from_secs(10);
 const SIGNAL_NONE: u64 = 0;
 
-/// Forks a twin of every process.
+/// Forks a twin of every process that is `wanted`.
 ///
 /// # Errors
 /// When one cannot be made (process limit, memory): those made are gone again, and the program is as it was.
-pub fn fork_all(frozen: &mut Frozen) -> Result<Vec<Twin>, EngineError> {
-    frozen.processes.iter_mut().map(fork).collect()
+pub fn fork_all(frozen: &mut Frozen, wanted: &[bool]) -> Result<Vec<Option<Twin>>, EngineError> {
+    let processes = frozen.processes.iter_mut().zip(wanted);
+    processes
+        .map(|(process, wanted)| wanted.then(|| fork(process)).transpose())
+        .collect()
 }
 
 fn fork(process: &mut FrozenProcess) -> Result<Twin, EngineError> {
     let thread = process.threads.first_mut().ok_or(EngineError::Gone)?;
     let path = format!("/proc/{}/status", thread.tid);
-    let status = std::fs::read_to_string(&path).context(|| format!("reading {path}"))?;
+    let status = procfs::read_to_string(&path).context(|| format!("reading {path}"))?;
     let instruction = vdso::syscall_instruction(&maps::read(thread.tid)?, &process.memory)?;
     let ignores_trap = signals::ignores_trap(&status);
     let stopped = thread.stopped.take().ok_or(EngineError::Gone)?;

@@ -25,6 +25,13 @@ pub enum Command {
     Ps(commands::ps::Arguments),
     Interval(commands::interval::Arguments),
     Kill(commands::kill::Arguments),
+    List(commands::list::Arguments),
+    Inspect(commands::inspect::Arguments),
+    Verify(commands::verify::Arguments),
+    Check(commands::check::Arguments),
+    Demo(commands::demo::Arguments),
+    Completions(commands::completions::Arguments),
+    Man(commands::man::Arguments),
 }
 
 /// Options of commands that hold a job.

@@ -27,6 +27,13 @@ pub fn json(value: &impl Serialize) -> io::Result<()> {
     result(serde_json::to_string_pretty(value)?)
 }
 
+/// A moment in the user's time zone, to the second.
+pub fn local_time(at: jiff::Timestamp) -> String {
+    at.to_zoned(jiff::tz::TimeZone::system())
+        .strftime("%F %T")
+        .to_string()
+}
+
 /// A number of bytes for people: three digits or so, binary units.
 pub struct Bytes(pub u64);
 

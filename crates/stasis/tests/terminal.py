@@ -153,13 +153,14 @@ def restart_suspend():
     screen.type(STOP)
     screen.expect("Stopped")
     screen.expect("$ ")
-    screen.line('stty -a | grep -o " isig"; fg; echo "rc"=$?')
-    screen.expect("\n isig")
+    screen.line('stty -a | grep -ow isig; fg; echo "rc"=$?')
+    screen.expect("\nisig")
+    wait_for_foreground(screen, "stasis")
     screen.type(INT)
     screen.expect("got-int")
     screen.expect("rc=7")
-    screen.line('stty -a | grep -o " icanon"')
-    screen.expect("\n icanon")
+    screen.line('stty -a | grep -ow icanon')
+    screen.expect("\nicanon")
 
 
 def quoted(text):

@@ -2,7 +2,7 @@
 
 use crate::line::{self, ToFront, fitting};
 use crate::serve::{self, Service};
-use crate::{Error, Settings, runtime_dir};
+use crate::{Settings, runtime_dir};
 use rustix::process::{Signal, set_parent_process_death_signal, setsid};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout, stderr, stdin, stdout};
 use rustix::termios::isatty;
@@ -60,16 +60,6 @@ struct Failure {
     damaged: bool,
 }
 
-impl Failure {
-    fn own(error: &Error) -> Failure {
-        Failure {
-            code: OWN_FAILURE,
-            message: error.to_string(),
-            damaged: false,
-        }
-    }
-}
-
 /// Starts the program and serves it; never returns.
 pub(crate) fn become_supervisor(
     start: Start,
@@ -84,13 +74,16 @@ pub(crate) fn become_supervisor(
             front,
             terminal,
         } = lines;
+        // The program may ask for a checkpoint with its first breath: whoever connects now is served once the job is held.
+        let socket =
+            runtime_dir::for_supervisor().and_then(|directory| serve::Socket::bind(&directory));
         match begin(start, &settings, inherited, keeper, &front, terminal) {
             Ok(started) => serve::supervise(Service {
                 job: started.job,
                 restarted_from: started.from,
                 waiting: started.waiting,
                 terminal: started.terminal,
-                runtime_dir: started.runtime_dir,
+                socket,
                 settings,
                 front,
             }),
@@ -99,6 +92,9 @@ pub(crate) fn become_supervisor(
                 message,
                 damaged,
             }) => {
+                if let Ok(socket) = socket {
+                    socket.remove();
+                }
                 let failed = ToFront::Failed {
                     code,
                     message: fitting(message),
@@ -115,7 +111,6 @@ pub(crate) fn become_supervisor(
 
 struct Started {
     job: Job,
-    runtime_dir: PathBuf,
     from: Option<PathBuf>,
     waiting: Vec<stasis_sys::Pid>,
     terminal: bool,
@@ -129,7 +124,6 @@ fn begin(
     front: &OwnedFd,
     terminal: Option<OwnedFd>,
 ) -> Result<Started, Failure> {
-    let runtime_dir = runtime_dir::for_supervisor().map_err(|error| Failure::own(&error))?;
     let (job, from, terminal) = match start {
         Start::Launch(argv) => {
             let job = keeper::launch(&argv, keeper, inherited)
@@ -156,7 +150,6 @@ fn begin(
     let waiting = job.requester.into_iter().collect();
     Ok(Started {
         job,
-        runtime_dir,
         from,
         waiting,
         terminal,
@@ -194,6 +187,7 @@ fn restart(
         front,
         step: Mutex::new(("checking", Instant::now())),
     };
+    options.verify_while_filling = true;
     let plan = restart::plan(image, &options, &progress)?;
     options.terminal = terminal.filter(|_| plan.wants_terminal());
     let has_terminal = options.terminal.is_some();

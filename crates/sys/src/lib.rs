@@ -14,11 +14,14 @@ pub mod namespace;
 pub mod pagemap;
 pub mod pidfd;
 pub mod process;
+pub mod procfs;
 pub mod signal;
 pub mod socket;
 pub mod startup;
 pub mod task;
 pub mod terminal;
+pub mod timer;
 pub mod timerfd;
+pub mod userfaultfd;
 
 pub use id::Pid;

@@ -84,6 +84,12 @@ impl Pagemap {
         })
     }
 
+    /// Whether the kernel scans for itself (`PAGEMAP_SCAN`, Linux 6.7 and newer), as far as has been tried.
+    #[must_use]
+    pub fn scans(&self) -> bool {
+        self.scan != Scan::Unavailable
+    }
+
     /// Adds what `range` (page-aligned addresses) holds to `pages`.
     ///
     /// # Errors

@@ -24,13 +24,13 @@ impl SignalSet {
 
     /// The set with `signal` added.
     #[must_use]
-    pub fn with(self, signal: i32) -> SignalSet {
+    pub const fn with(self, signal: i32) -> SignalSet {
         SignalSet(self.0 | 1 << (signal - 1))
     }
 
     /// The set with `signal` taken out.
     #[must_use]
-    pub fn without(self, signal: i32) -> SignalSet {
+    pub const fn without(self, signal: i32) -> SignalSet {
         SignalSet(self.0 & !(1 << (signal - 1)))
     }
 

@@ -81,9 +81,8 @@ pub fn set_scheduling(tid: Pid, attributes: &Scheduling) -> io::Result<()> {
     // With SCHED_IDLE the call above leaves the nice value as it is (`__setscheduler_params`, `kernel/sched/syscalls.c`).
     if attributes.policy == libc::SCHED_IDLE as u32 {
         // SAFETY: the call takes no pointers.
-        let rc = unsafe {
-            libc::setpriority(libc::PRIO_PROCESS, tid.0 as libc::id_t, attributes.nice)
-        };
+        let rc =
+            unsafe { libc::setpriority(libc::PRIO_PROCESS, tid.0 as libc::id_t, attributes.nice) };
         if rc < 0 {
             return Err(io::Error::last_os_error());
         }

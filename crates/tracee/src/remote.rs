@@ -281,7 +281,8 @@ impl Remote {
     }
 
     fn prepare_exit(&mut self) -> Result<(), TraceError> {
-        self.working.prepare_call(self.instruction, libc::SYS_exit, &[0]);
+        self.working
+            .prepare_call(self.instruction, libc::SYS_exit, &[0]);
         ptrace::set_registers(self.tid, &self.working)
     }
 

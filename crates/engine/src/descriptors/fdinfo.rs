@@ -1,7 +1,6 @@
 //! `/proc/PID/fdinfo/FD`: what the kernel tells of a descriptor (`proc_pid_fdinfo(5)`).
 
-use stasis_sys::Pid;
-use std::fs;
+use stasis_sys::{Pid, procfs};
 use std::io;
 use std::os::fd::RawFd;
 
@@ -28,7 +27,7 @@ impl FdInfo {
     /// # Errors
     /// `ENOENT` or `ESRCH` when the descriptor or process is gone, `EACCES` when it is not ours to look at.
     pub fn read(pid: Pid, fd: RawFd) -> io::Result<FdInfo> {
-        Ok(FdInfo::parse(&fs::read_to_string(format!(
+        Ok(FdInfo::parse(&procfs::read_to_string(format!(
             "/proc/{pid}/fdinfo/{fd}"
         ))?))
     }

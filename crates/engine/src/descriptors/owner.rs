@@ -11,9 +11,8 @@ use crate::EngineError;
 use crate::error::Context;
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
-use stasis_sys::Pid;
 use stasis_sys::descriptor::{self, Owner};
-use std::fs;
+use stasis_sys::{Pid, procfs};
 use std::os::fd::{AsFd, BorrowedFd};
 
 /// The saved owner of a description.
@@ -71,7 +70,7 @@ pub(super) fn capture(
 }
 
 fn status_field(pid: Pid, name: &str) -> Option<String> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let status = procfs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     Some(line.strip_prefix(':')?.trim().to_owned())
 }

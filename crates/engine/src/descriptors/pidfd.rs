@@ -15,9 +15,8 @@ use crate::tree::Stat;
 use rustix::fs::OFlags;
 use rustix::process::PidfdFlags;
 use serde::{Deserialize, Serialize};
-use stasis_sys::Pid;
 use stasis_sys::process::{self, Fork, WaitStatus};
-use std::fs;
+use stasis_sys::{Pid, procfs};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// A saved process descriptor.
@@ -69,7 +68,7 @@ pub(super) fn virtual_pid(pid: Pid, ctx: &CaptureContext) -> Option<Pid> {
     if stat.state != 'Z' || !ctx.processes.iter().any(|p| p.pid == stat.parent) {
         return None;
     }
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let status = procfs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let numbers = status.lines().find_map(|l| l.strip_prefix("NSpid:"))?;
     Some(Pid(numbers
         .split_ascii_whitespace()

@@ -42,6 +42,7 @@ impl Description {
         match &self.kind {
             Kind::PidFd(state) => matches!(state.target, pidfd::Target::Process(_)),
             Kind::File(state) => state.is_late(),
+            Kind::Directory(state) => state.is_late(),
             _ => false,
         }
     }
@@ -418,6 +419,7 @@ fn share(
     let made = match &description.kind {
         Kind::PidFd(state) => pidfd::restore_late(state),
         Kind::File(state) => files::restore_late(state),
+        Kind::Directory(state) => directories::restore_late(state),
         _ => Err(lost()),
     };
     let made = made.and_then(|fd| opened.place(fd));

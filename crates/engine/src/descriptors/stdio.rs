@@ -189,7 +189,9 @@ fn bind(state: &State, index: u8, opening: &mut Opening) -> Result<OwnedFd, Engi
                 .and_then(|fd| rustix::fs::fstat(fd).ok());
             match own {
                 Some(own) if stat.is_some_and(|s| (s.st_dev, s.st_ino) == own.inode) => {
-                    rustix::fs::seek(own.fd, SeekFrom::Start(file.offset()))
+                    // One that was made shorter is gone on with at its end, not beyond it.
+                    let length = stat.map_or(0, |s| s.st_size as u64);
+                    rustix::fs::seek(own.fd, SeekFrom::Start(file.offset().min(length)))
                         .context(|| format!("setting the offset of {}", file.path()))?;
                     duplicate(own.fd)
                 }

@@ -19,6 +19,18 @@ pub struct FileId {
     pub inode: u64,
 }
 
+impl FileId {
+    /// The file that a descriptor is open on.
+    #[must_use]
+    pub fn of(fd: std::os::fd::BorrowedFd<'_>) -> Option<FileId> {
+        let stat = rustix::fs::fstat(fd).ok()?;
+        Some(FileId {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+        })
+    }
+}
+
 /// A file's time stamp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Timestamp {

@@ -169,6 +169,7 @@ impl World {
             changed,
             map: PathMap::default(),
             sequence: 7,
+            own: Vec::new(),
         };
         plan(&self.records, &options, &self.image)
     }
@@ -780,6 +781,7 @@ fn files_are_found_under_their_new_prefix() {
         changed: ChangedFiles::Refuse,
         map: PathMap::new(&[(text(world.dir.path()), text(other.path()))]),
         sequence: 8,
+        own: Vec::new(),
     };
     let plan = plan(&world.records, &options, &world.image);
     apply(&plan, &world.records, &world.image).expect("applied");

@@ -9,7 +9,7 @@ use crate::calls::Calls;
 use crate::error::Context;
 use crate::tree::Stat;
 use serde::{Deserialize, Serialize};
-use stasis_sys::Pid;
+use stasis_sys::{Pid, procfs};
 use std::os::unix::ffi::OsStringExt;
 
 /// See the module.
@@ -41,7 +41,7 @@ pub fn capture(pid: Pid, stat: &Stat) -> Result<State, EngineError> {
         }
     }
     let path = format!("/proc/{pid}/auxv");
-    let auxiliary = std::fs::read(&path).context(|| format!("reading {path}"))?;
+    let auxiliary = procfs::read(&path).context(|| format!("reading {path}"))?;
     let path = format!("/proc/{pid}/exe");
     let executable = std::fs::read_link(&path).context(|| format!("reading {path}"))?;
     Ok(State {

@@ -28,7 +28,7 @@ pub fn fill(
         let Some(memory) = objects.get(&extent.object) else {
             return Ok(());
         };
-        memory.write(bytes, extent.offset)?;
+        memory.fill(bytes, extent.offset)?;
         let done = done.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64;
         progress.bytes(done, total);
         Ok(())

@@ -4,10 +4,10 @@
 //! there; without it the kernel hands out ids in a cycle (`kernel/pid.c`), and `/proc/sys/kernel/ns_last_pid` shows where it stands.
 
 use super::Strategy;
-use stasis_sys::Pid;
 use stasis_sys::board::Board;
 use stasis_sys::namespace;
 use stasis_sys::process::{self, Fork};
+use stasis_sys::{Pid, procfs};
 use std::collections::BTreeSet;
 use std::io;
 
@@ -98,7 +98,7 @@ const BURN_ROUNDS: usize = 64;
 /// # Errors
 /// When `/proc/sys/kernel/ns_last_pid` cannot be read (no CONFIG_CHECKPOINT_RESTORE).
 pub fn last_id() -> io::Result<Pid> {
-    let text = std::fs::read_to_string("/proc/sys/kernel/ns_last_pid")?;
+    let text = procfs::read_to_string("/proc/sys/kernel/ns_last_pid")?;
     text.trim().parse().map(Pid).map_err(io::Error::other)
 }
 
@@ -129,7 +129,7 @@ pub fn burn_until(want: Pid) -> io::Result<()> {
 pub fn may_choose_ids() -> bool {
     const CAP_CHECKPOINT_RESTORE: u32 = 40;
     const CAP_SYS_ADMIN: u32 = 21;
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let status = procfs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = crate::tree::status_field(&status, "CapEff")
         .and_then(|hex| u64::from_str_radix(hex, 16).ok());
     effective

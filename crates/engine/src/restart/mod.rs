@@ -5,7 +5,7 @@ mod fill;
 pub mod ids;
 mod revive;
 mod skeleton;
-mod world;
+pub(crate) mod world;
 
 use crate::descriptors::{self, RestoreContext};
 use crate::error::Context;
@@ -21,11 +21,12 @@ use ids::IdSource;
 use rustix::fs::MemfdFlags;
 use serde::Serialize;
 use skeleton::Skeleton;
-use stasis_image::Image;
+use stasis_image::{Image, ObjectId};
 use stasis_sys::Pid;
 use stasis_sys::board::Board;
 use stasis_sys::process::{self, Fork};
 use stasis_sys::signal::{self, SignalSet};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -62,6 +63,9 @@ pub struct Options {
     pub map_path: Vec<(String, String)>,
     /// Threads that read; 0 is one for each processor.
     pub threads: usize,
+    /// The plan will be carried out: the memory of processes, most of an image, need not be read twice, once to be verified and
+    /// once to be put in its place, where nothing but the new processes would have been touched when damage is found.
+    pub verify_while_filling: bool,
     /// The slave side of a terminal that becomes the job's controlling terminal, where the job had one.
     pub terminal: Option<OwnedFd>,
 }
@@ -88,7 +92,8 @@ impl Plan {
     }
 }
 
-/// Verifies `image` completely and decides what a restart does. Nothing is touched.
+/// Verifies `image` and decides what a restart does. Nothing is touched. The image is verified completely, unless
+/// [`Options::verify_while_filling`] allows to leave the memory of processes to [`execute`].
 ///
 /// # Errors
 /// [`EngineError::Refused`] with all obstacles at once; [`EngineError::Image`] for a damaged image.
@@ -98,27 +103,39 @@ pub fn plan(
     progress: &dyn Progress,
 ) -> Result<Plan, EngineError> {
     progress.step(Step::Verify);
-    image.verify(options.threads, &|done| {
-        progress.bytes(done, image.header().file_len)
-    })?;
     let tree = Tree::of(image)?;
+    let later = options.verify_while_filling && !tree.terminal;
+    if later {
+        verify_all_but_memory(image, &tree, options)?;
+    } else {
+        verify(image, options, progress)?;
+    }
     let loader = Loader(image);
     let births = Births::plan(&tree);
     let mut refusals = Vec::new();
     let strategy = choose(options.strategy, &tree, &births, &mut refusals);
     owner(&tree, &mut refusals);
     kernel(&tree, &mut refusals)?;
+    let stdio = own_stdio();
     let wanted = PlanOptions {
         changed: options.changed_files,
         map: PathMap::new(&options.map_path),
         sequence: tree.info.sequence,
+        own: stdio
+            .iter()
+            .flatten()
+            .filter_map(|fd| file_policy::FileId::of(fd.as_fd()))
+            .collect(),
     };
     let files = file_policy::plan(&tree.files, &wanted, &loader);
     refusals.extend(files.problems.iter().cloned());
-    let stdio = own_stdio();
     let context = context(options, &loader, None, &stdio, 0);
     let open = descriptors::plan(&tree.descriptions, &context);
     refusals.extend(open.refusals);
+    // A damaged image is told before anything else, and before any file is changed for its sake.
+    if later && (!refusals.is_empty() || files.changes_files()) {
+        verify(image, options, progress)?;
+    }
     if !refusals.is_empty() {
         return Err(EngineError::Refused(refusals));
     }
@@ -130,6 +147,31 @@ pub fn plan(
         tree: Box::new(tree),
         files,
     })
+}
+
+fn verify(image: &Image, options: &Options, progress: &dyn Progress) -> Result<(), EngineError> {
+    image.verify(options.threads, &|done| {
+        progress.bytes(done, image.header().file_len)
+    })?;
+    Ok(())
+}
+
+/// Verifies what is read by others than the process that fills the memory, and that none of it is missing.
+fn verify_all_but_memory(image: &Image, tree: &Tree, options: &Options) -> Result<(), EngineError> {
+    let memory: BTreeSet<ObjectId> = tree
+        .processes
+        .iter()
+        .map(|process| ObjectId(process.memory.contents))
+        .collect();
+    let mut others: Vec<ObjectId> = image
+        .all_extents()
+        .iter()
+        .map(|extent| extent.object)
+        .collect();
+    others.dedup();
+    others.retain(|object| !memory.contains(object));
+    image.for_each_extent(&others, options.threads, &|_, _| Ok(()))?;
+    Ok(())
 }
 
 fn context<'a>(
@@ -189,7 +231,8 @@ fn choose(
             "use --strategy namespaces or burn",
         ));
     }
-    if strategy == Strategy::Namespaces && !ids::namespaces_work() {
+    // What was chosen here was tried before it was chosen.
+    if asked == Some(Strategy::Namespaces) && !ids::namespaces_work() {
         let reason = "this host does not let you make user namespaces".to_owned();
         refusals.push(refusal(
             "strategy namespaces",
@@ -436,15 +479,6 @@ fn await_skeleton(mut reports: File, processes: usize) -> Result<Vec<String>, En
     }
 }
 
-/// Closes every descriptor but the standard ones and `keep`, by number: in a forked copy that never returns to their owners.
-fn close_all_but(keep: &[RawFd]) {
-    for fd in stasis_sys::descriptor::open_descriptors().unwrap_or_default() {
-        if fd > 2 && !keep.contains(&fd) {
-            stasis_sys::descriptor::close(fd);
-        }
-    }
-}
-
 /// Makes the keeper and the skeleton: everything that runs in forked copies.
 struct Maker<'a> {
     image: &'a Image,
@@ -528,31 +562,52 @@ impl Maker<'_> {
                 rustix::process::ioctl_tiocsctty(terminal)
                     .context(|| "taking the terminal".into())?;
             }
+            let foreground = || -> Result<(), EngineError> {
+                let Some(terminal) = &self.options.terminal else {
+                    return Ok(());
+                };
+                let group = rustix::process::Pid::from_raw(process::group().0);
+                let group = group.ok_or_else(|| EngineError::Failed("no process group".into()))?;
+                rustix::termios::tcsetpgrp(terminal, group)
+                    .context(|| "giving the terminal to the job".into())
+            };
             let lead_group = || -> Result<(), EngineError> {
                 if process::own_id() == tree.outer_group && tree.outer_group != tree.outer_session {
                     process::set_group(Pid(0)).context(|| "making a process group".into())?;
                 }
-                let keeper = self.fork(Some(tree.keeper), || self.make_keeper())?;
-                let _ = keeper;
+                foreground()?;
+                self.fork(Some(tree.keeper), || self.make_keeper())?;
+                self.stand_by();
                 Ok(())
             };
             if tree.outer_group == tree.outer_session || tree.outer_group.0 == 0 {
                 lead_group()
             } else {
-                self.fork(Some(tree.outer_group), lead_group).map(drop)
+                self.fork(Some(tree.outer_group), lead_group)?;
+                self.stand_by();
+                Ok(())
             }
         };
         let session = (tree.outer_session.0 != 0).then_some(tree.outer_session);
         self.fork(session, lead_session)?;
         // This process lives as long as the job: what it kept open, nobody else would ever see closed.
         keeper::let_go_of_stdio();
-        close_all_but(&[]);
+        keeper::close_all_but(&[]);
         loop {
             match process::wait(Pid(-1), 0).context(|| "waiting for the keeper".into())? {
                 process::Waited::NoChildren => return Ok(()),
                 process::Waited::Child(..) | process::Waited::Nothing => {}
             }
         }
+    }
+
+    /// Waits for the end of all children, holding nothing. The leader of a session takes its terminal with it when it ends; and
+    /// in an orphaned process group, of which no ancestor in another group of the session could continue it, SIGTSTP and its
+    /// like do not stop a process (`setpgid(2)`).
+    fn stand_by(&self) {
+        // Nothing of this process is used any more but its place in the tree.
+        let _ = stasis_sys::descriptor::close_from(0);
+        while let Ok(process::Waited::Child(..)) = process::wait(Pid(-1), 0) {}
     }
 
     /// In the keeper: opens everything, makes the processes, and serves.
@@ -599,7 +654,7 @@ impl Maker<'_> {
             let _ = std::fs::write("/proc/sys/kernel/ns_last_pid", highest.to_string());
         }
         drop(opened);
-        close_all_but(&[front.as_raw_fd(), supervisor.as_raw_fd()]);
+        keeper::close_all_but(&[front.as_raw_fd(), supervisor.as_raw_fd()]);
         self.await_word(&supervisor)?;
         keeper::serve(&front, &supervisor, tree.root)
     }

@@ -11,7 +11,7 @@ use crate::progress::{Progress, Step};
 use crate::timed_calls::{self, Sleeping};
 use crate::{EngineError, attributes, credentials, faults, maps, signals, threads, timers, tree};
 use stasis_image::{Image, ObjectId};
-use stasis_sys::Pid;
+use stasis_sys::{Pid, procfs};
 use stasis_tracee::{Born, Memory, Registers, Remote, Running, Stopped};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -88,7 +88,7 @@ pub fn revive(
     faults::pass("filled")?;
     progress.step(Step::Threads);
     let mut sleeping = HashMap::new();
-    let mut ready: Vec<Stopped> = Vec::new();
+    let mut ready = Vec::new();
     let may_name_executable = plan.strategy != Strategy::Burn;
     for (n, one) in reviving.into_iter().enumerate() {
         let executable = may_name_executable.then_some(numbers.executables + n as i32);
@@ -99,17 +99,16 @@ pub fn revive(
             same_vdso,
             strategy: plan.strategy,
         };
-        ready.extend(context.finish(one, &mut sleeping, notes)?);
+        let (pid, held) = (one.pid, one.saved.stopped_by.is_some());
+        ready.push((pid, held, context.finish(one, &mut sleeping, notes)?));
     }
     for (process, pid) in saved.processes.iter().zip(&pids) {
         attributes::restore_from_outside(&process.attributes, *pid, process.pid, notes);
     }
+    await_zombies(saved, &hosts)?;
     faults::pass("ready")?;
     progress.step(Step::Start);
-    for thread in ready {
-        // Those let go first may already have ended the program.
-        let _ = thread.detach();
-    }
+    crate::freeze::let_go(ready);
     let keeper = find(saved.keeper).or_else(|error| {
         tree::Stat::read(pids[0])
             .map(|stat| stat.parent)
@@ -124,11 +123,18 @@ pub fn revive(
 }
 
 /// Writes the zeros that the image left out where they stand over a file's contents.
-fn zero_private_copies(image: &Image, saved: &Tree, memories: &[Memory]) -> Result<(), EngineError> {
+fn zero_private_copies(
+    image: &Image,
+    saved: &Tree,
+    memories: &[Memory],
+) -> Result<(), EngineError> {
     let page = [0; stasis_sys::pagemap::PAGE as usize];
     for (process, memory) in saved.processes.iter().zip(memories) {
         let extents = image.extents(ObjectId(process.memory.contents));
-        let extents: Vec<_> = extents.iter().map(|extent| extent.offset..extent.end()).collect();
+        let extents: Vec<_> = extents
+            .iter()
+            .map(|extent| extent.offset..extent.end())
+            .collect();
         for range in areas::zeros_over_files(&process.memory, &extents) {
             for at in range.step_by(page.len()) {
                 memory
@@ -144,7 +150,7 @@ fn zero_private_copies(image: &Image, saved: &Tree, memories: &[Memory]) -> Resu
 fn host_ids(strategy: Strategy) -> HashMap<Pid, Pid> {
     let below = tree::descendants(Pid::current());
     let inner = |pid: &Pid| {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let status = procfs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let ids = tree::status_field(&status, "NSpid")?
             .split_ascii_whitespace()
             .count();
@@ -160,8 +166,30 @@ fn host_ids(strategy: Strategy) -> HashMap<Pid, Pid> {
 }
 
 fn own_depth() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let status = procfs::read_to_string("/proc/self/status").unwrap_or_default();
     tree::status_field(&status, "NSpid").map_or(1, |ids| ids.split_ascii_whitespace().count())
+}
+
+/// Waits until the processes that had ended have ended again.
+fn await_zombies(saved: &Tree, hosts: &HashMap<Pid, Pid>) -> Result<(), EngineError> {
+    let deadline = Instant::now() + STOP_LIMIT;
+    let lives =
+        |pid: &&Pid| tree::Stat::read(**pid).is_some_and(|stat| !matches!(stat.state, 'Z' | 'X'));
+    for zombie in saved
+        .zombies
+        .iter()
+        .filter_map(|zombie| hosts.get(&zombie.pid))
+    {
+        while lives(&zombie) {
+            if Instant::now() > deadline {
+                return Err(EngineError::Failed(format!(
+                    "process {zombie} does not end"
+                )));
+            }
+            std::thread::yield_now();
+        }
+    }
+    Ok(())
 }
 
 /// Whether parents came out as they were: the program would notice.
@@ -268,7 +296,7 @@ impl Finishing<'_> {
             &[self.numbers.first_free as u64, u64::from(u32::MAX), 0],
         )?;
         attributes::restore_remotely(&saved.attributes, &mut calls)?;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
+        let status = procfs::read_to_string(format!("/proc/{pid}/status"))
             .context(|| format!("reading process {pid}"))?;
         let now = credentials::capture(&status);
         let memory = calls.memory;

@@ -12,7 +12,7 @@ use crate::{EngineError, attributes};
 use stasis_sys::Pid;
 use stasis_sys::board::Board;
 use stasis_sys::process::{self, Fork, WaitStatus};
-use stasis_sys::signal;
+use stasis_sys::signal::{self, SignalSet};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
@@ -130,6 +130,7 @@ impl Skeleton<'_> {
     }
 
     fn live(&self, n: usize) -> Result<(), EngineError> {
+        let _ = signal::set_mask(SKELETON_MASK);
         let node = self.births.nodes[n];
         if let Role::Living(place) = node.role
             && self.tree.processes[place].attributes.subreaper
@@ -169,6 +170,18 @@ impl Skeleton<'_> {
             Role::Living(place) => self.settle(place),
             Role::LostLeader => Ok(()),
         }
+    }
+
+    /// Waits for the children's stops that the program's process had waited for.
+    fn await_stops(&self, parent: Pid) -> Result<(), EngineError> {
+        let known = |child: &&crate::model::Process| {
+            child.parent == parent && child.stopped_by.is_some() && child.stop_reported
+        };
+        for child in self.tree.processes.iter().filter(known) {
+            process::wait(child.pid, process::WUNTRACED)
+                .map_err(|source| system(format!("waiting for process {}", child.pid), source))?;
+        }
+        Ok(())
     }
 
     /// Leads or joins the node's process group.
@@ -241,16 +254,22 @@ impl Skeleton<'_> {
             name: saved.name(),
         };
         descriptors::close_high(&view, &saved.descriptors, self.opened, &keep)?;
+        self.await_stops(saved.pid)?;
         rustix::io::write(self.report, format!("{READY}\n").as_bytes())
             .map_err(|error| system("reporting".into(), error.into()))?;
-        if saved.stopped_by.is_some() {
-            let _ = signal::send(Pid(process::own_id().0), STOP);
+        if let Some(signal) = saved.stopped_by {
+            // The signal that stopped it is what its parent is told. Of an orphaned group, only SIGSTOP stops a process.
+            let _ = signal::set_mask(SKELETON_MASK.without(signal));
+            let _ = signal::send(process::own_id(), signal);
+            let _ = signal::send(process::own_id(), STOP);
         }
         process::sleep_for_ever()
     }
 }
 
 const STOP: i32 = libc::SIGSTOP;
+/// A blocked SIGCHLD would wait for the program: what ends and stops among the processes in the making is not its news.
+const SKELETON_MASK: SignalSet = SignalSet::ALL.without(process::SIGCHLD);
 
 fn born(pid: Pid, source: std::io::Error) -> EngineError {
     system(format!("making process {pid}"), source)

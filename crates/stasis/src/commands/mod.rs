@@ -1,12 +1,19 @@
 //! One verb, one file.
 
+pub mod check;
 pub mod checkpoint;
+pub mod completions;
+pub mod demo;
 mod hold;
+pub mod inspect;
 pub mod interval;
 pub mod kill;
+pub mod list;
+pub mod man;
 pub mod ps;
 pub mod restart;
 pub mod run;
+pub mod verify;
 
 use crate::cli::Command;
 use crate::{exit, output};
@@ -50,6 +57,13 @@ pub fn dispatch(command: Command) -> ExitCode {
         Command::Ps(arguments) => ps::run(&arguments),
         Command::Interval(arguments) => interval::run(&arguments),
         Command::Kill(arguments) => kill::run(&arguments),
+        Command::List(arguments) => list::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
+        Command::Check(arguments) => check::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Completions(arguments) => completions::run(&arguments),
+        Command::Man(arguments) => man::run(&arguments),
     };
     done.unwrap_or_else(|Failure { code, message }| {
         if !message.is_empty() {

@@ -33,7 +33,7 @@ pub(crate) struct Socket {
 impl Socket {
     /// Binds `PID.sock`. A file of that name is left over from a dead supervisor, or belongs to a living one of
     /// another pid namespace: then a number is added.
-    pub(super) fn bind(directory: &Path) -> Result<Socket, Error> {
+    pub(crate) fn bind(directory: &Path) -> Result<Socket, Error> {
         let pid = Pid::current();
         let mut path = directory.join(format!("{pid}.sock"));
         let before = umask(Mode::from_bits_truncate(0o177));

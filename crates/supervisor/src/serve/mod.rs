@@ -12,7 +12,7 @@ use crate::error::Context;
 use crate::line::{self, ToFront, ToSupervisor};
 use crate::{Error, Interval, Settings};
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use listener::Socket;
+pub(crate) use listener::Socket;
 use rustix::process::Signal;
 use stasis_engine::Job;
 use stasis_engine::keeper::Event;
@@ -20,7 +20,7 @@ use stasis_sys::process::exit_now;
 use stasis_sys::{Pid, signal};
 use state::Shared;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use worker::Request;
@@ -41,8 +41,8 @@ pub(crate) struct Service {
     pub settings: Settings,
     pub front: OwnedFd,
     /// Where the control socket is to be. It is made only now: the keeper, which may outlive the supervisor, would
-    /// have inherited it and clients would wait for ever.
-    pub runtime_dir: PathBuf,
+    /// The control socket, bound before the program was there.
+    pub socket: Result<Socket, Error>,
     pub restarted_from: Option<PathBuf>,
     /// Processes of the tree that were waiting for the checkpoint when it was taken.
     pub waiting: Vec<Pid>,
@@ -56,7 +56,7 @@ pub(crate) fn supervise(service: Service) -> ! {
         job,
         settings,
         front,
-        runtime_dir,
+        socket,
         restarted_from,
         waiting,
         terminal,
@@ -65,17 +65,19 @@ pub(crate) fn supervise(service: Service) -> ! {
     let front = Arc::new(front);
     let front_pid =
         rustix::process::getppid().map_or(Pid(0), |pid| Pid(pid.as_raw_nonzero().get()));
+    // Before anybody else can know of the job: what the front is told to do with it must not be taken for a giving up
+    // of the start.
+    let _ = line::tell(front.as_fd(), &ToFront::Started { root, terminal }, true);
     // Nothing of this process may keep a file system busy.
     let _ = std::env::set_current_dir("/");
     let (tasks, inbox) = unbounded();
     let shared = Arc::new(Shared::new(&job, settings, restarted_from));
     let socket = start_threads(&job, &shared, &front, front_pid, &tasks)
-        .and_then(|()| listen(&runtime_dir, &shared, &tasks))
+        .and_then(|()| listen(socket?, &shared, &tasks))
         .map_err(|error| {
             let text = format!("this job takes no requests: {error}");
             let _ = line::tell(front.as_fd(), &ToFront::Note(text), true);
         });
-    let _ = line::tell(front.as_fd(), &ToFront::Started { root, terminal }, true);
     for pid in waiting {
         let _ = signal::send_value(pid, Signal::USR2.as_raw(), 0);
     }
@@ -108,8 +110,7 @@ fn start_threads(
     spawn("front", move || hear_front(&from_front, &to_worker))
 }
 
-fn listen(directory: &Path, shared: &Arc<Shared>, tasks: &Sender<Task>) -> Result<Socket, Error> {
-    let socket = Socket::bind(directory)?;
+fn listen(socket: Socket, shared: &Arc<Shared>, tasks: &Sender<Task>) -> Result<Socket, Error> {
     let listener = socket
         .listener()
         .context(|| "sharing the control socket".into())?;

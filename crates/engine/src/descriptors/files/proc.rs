@@ -11,7 +11,7 @@ use crate::descriptors::{CaptureContext, Found, Obstacle};
 use crate::file_policy::PathBytes;
 use rustix::fs::{AtFlags, CWD, statat};
 use serde::{Deserialize, Serialize};
-use stasis_sys::Pid;
+use stasis_sys::{Pid, procfs};
 use std::os::unix::ffi::OsStrExt;
 
 /// A path in `/proc`.
@@ -76,7 +76,7 @@ pub(in crate::descriptors) fn capture(
 
 /// A thread's number as it sees itself.
 fn own_number(pid: Pid, tid: Pid) -> Option<Pid> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
+    let status = procfs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
     let numbers = status
         .lines()
         .find_map(|line| line.strip_prefix("NSpid:"))?;
