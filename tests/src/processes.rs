@@ -1,9 +1,12 @@
 //! Looking at processes through /proc.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::process::{Child, Command, ExitStatus};
+use std::sync::{Mutex, MutexGuard};
 
 /// What `/proc/PID/stat` tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,8 +19,6 @@ pub struct ProcessState {
     pub parent: i32,
     /// The process group.
     pub group: i32,
-    /// The session.
-    pub session: i32,
 }
 
 /// The state of `pid`; `None` when it is gone.
@@ -36,7 +37,6 @@ fn state_of(directory: &str) -> Option<ProcessState> {
         state: fields.next()?.chars().next()?,
         parent: fields.next()?.parse().ok()?,
         group: fields.next()?.parse().ok()?,
-        session: fields.next()?.parse().ok()?,
     })
 }
 
@@ -116,36 +116,72 @@ pub(crate) fn belongs(pid: i32, mark: &str, dir: &Path) -> bool {
     has_mark(pid, mark) || works_below(pid, dir)
 }
 
+/// The threads whose view of the process is looked at: a first thread that has exited has none, the others do.
+fn witnesses(pid: i32) -> impl Iterator<Item = i32> {
+    std::iter::once(pid).chain(threads(pid).filter(move |&thread| thread != pid).take(1))
+}
+
 fn has_mark(pid: i32, mark: &str) -> bool {
-    fs::read(format!("/proc/{pid}/environ")).is_ok_and(|text| {
-        text.split(|&byte| byte == 0)
-            .any(|entry| entry == mark.as_bytes())
+    witnesses(pid).any(|thread| {
+        fs::read(format!("/proc/{pid}/task/{thread}/environ")).is_ok_and(|text| {
+            text.split(|&byte| byte == 0)
+                .any(|entry| entry == mark.as_bytes())
+        })
     })
 }
 
 fn works_below(pid: i32, dir: &Path) -> bool {
-    fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| {
-        cwd.starts_with(dir) || {
-            // The kernel shows the directory of a process whose directory was removed with this ending.
-            let cwd = cwd.as_os_str().as_bytes();
-            cwd.strip_suffix(b" (deleted)")
-                .is_some_and(|cwd| Path::new(OsStr::from_bytes(cwd)).starts_with(dir))
-        }
+    witnesses(pid).any(|thread| {
+        fs::read_link(format!("/proc/{pid}/task/{thread}/cwd")).is_ok_and(|cwd| {
+            cwd.starts_with(dir) || {
+                // The kernel shows the directory of a process whose directory was removed with this ending.
+                let cwd = cwd.as_os_str().as_bytes();
+                cwd.strip_suffix(b" (deleted)")
+                    .is_some_and(|cwd| Path::new(OsStr::from_bytes(cwd)).starts_with(dir))
+            }
+        })
     })
 }
 
-/// Takes the status of all dead children that this process got as orphans. Its own children are waited for where they
-/// were started: they lead a process group, or are in this process's.
+/// The children that are waited for where they were started.
+static OWN_CHILDREN: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+fn own_children() -> MutexGuard<'static, BTreeSet<i32>> {
+    match OWN_CHILDREN.lock() {
+        Ok(guard) => guard,
+        Err(poisoned) => poisoned.into_inner(),
+    }
+}
+
+/// Starts a child that the caller is going to wait for.
+pub(crate) fn spawn(command: &mut Command) -> std::io::Result<Child> {
+    let mut own = own_children();
+    let child = command.spawn()?;
+    own.insert(child.id().cast_signed());
+    Ok(child)
+}
+
+/// Asks whether a child of [`spawn`] has ended.
+pub(crate) fn try_wait(child: &mut Child) -> std::io::Result<Option<ExitStatus>> {
+    let mut own = own_children();
+    let status = child.try_wait()?;
+    if status.is_some() {
+        own.remove(&child.id().cast_signed());
+    }
+    Ok(status)
+}
+
+/// Takes the status of all dead children that this process got as orphans. What else it starts, such as compilers, is in
+/// its own process group.
 pub(crate) fn reap_orphans() {
-    let own = std::process::id().cast_signed();
-    let group = process_state(own).map_or(0, |state| state.group);
+    let this = std::process::id().cast_signed();
+    let group = process_state(this).map_or(0, |state| state.group);
+    let own = own_children();
     for pid in all_pids() {
-        let adopted = process_state(pid).is_some_and(|state| {
-            state.parent == own
-                && state.state == 'Z'
-                && state.group != group
-                && (state.group != pid || state.session == pid)
-        });
+        let adopted = !own.contains(&pid)
+            && process_state(pid).is_some_and(|state| {
+                state.parent == this && state.state == 'Z' && state.group != group
+            });
         if adopted {
             let options = rustix::process::WaitOptions::NOHANG;
             let _ = rustix::process::waitpid(rustix::process::Pid::from_raw(pid), options);

@@ -124,9 +124,8 @@ impl<'a> Running<'a> {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0);
-        let mut child = command
-            .spawn()
-            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        let mut child =
+            processes::spawn(&mut command).unwrap_or_else(|error| panic!("{name}: {error}"));
         Running {
             sandbox,
             stdout: Collector::new(child.stdout.take()),
@@ -162,9 +161,7 @@ impl<'a> Running<'a> {
     /// When the kernel does not say.
     pub fn exited(&mut self) -> Option<Exit> {
         if self.exit.is_none() {
-            self.exit = self
-                .child
-                .try_wait()
+            self.exit = processes::try_wait(&mut self.child)
                 .expect("waiting for a child")
                 .map(Exit::from);
         }
@@ -323,7 +320,9 @@ impl Drop for Running<'_> {
         }
         if self.exited().is_none() {
             let _ = self.child.kill();
-            let _ = self.child.wait();
+            while self.exited().is_none() {
+                std::thread::sleep(std::time::Duration::from_millis(2));
+            }
         }
     }
 }

@@ -80,7 +80,7 @@ fn the_program_sees_an_untouched_world() {
 #[test]
 fn signals_reach_the_program() {
     let sandbox = Sandbox::new();
-    let text = "import signal, time\nfor s in (1, 2, 3, 10, 12, 15, 28, 40):\n  signal.signal(s, lambda s, f: print('got', int(s), flush=True))\nprint('ready', flush=True)\nwhile True: time.sleep(0.01)\n";
+    let text = "import os, signal, time\nfor s in (1, 2, 3, 10, 12, 15, 28, 40):\n  signal.signal(s, lambda s, f: os.write(1, f'got {int(s)}\\n'.encode()))\nprint('ready', flush=True)\nwhile True: time.sleep(0.01)\n";
     sandbox.write("signals.py", text);
     let mut job = sandbox.run(&["/usr/bin/python3", "signals.py"]);
     job.wait_line("ready");

@@ -69,6 +69,7 @@ fn verify(strategy: &str, name: &str, arguments: &[&str]) {
         if job.exited().is_some() {
             let end = job.finish();
             assert!(taken(&end.stderr), "{end:?}");
+            println!("ids were taken: {}", end.stderr);
             continue;
         }
         second = Some(job.checkpoint());
