@@ -197,7 +197,7 @@ fn sleeping(frozen: &Frozen) -> std::collections::HashMap<Pid, crate::timed_call
 }
 
 /// Below this much memory in all, a program is written while it stands still.
-const WORTH_TWINS: u64 = 8 << 20;
+const WORTH_TWINS: u64 = 2 << 20;
 /// Below this much memory of a process, forking its twin takes longer than writing it: it is written while it stands still.
 const WORTH_A_TWIN: u64 = 1 << 20;
 
