@@ -171,7 +171,24 @@ impl Stage {
         ))?;
         let words: Vec<String> = pids.iter().map(ToString::to_string).collect();
         say(&format!("$ kill -9 {}", words.join(" ")))?;
-        for pid in &pids {
+        // A child that is forked meanwhile is in no list: the keepers come last, when nobody is left below them.
+        let keepers = tree::children(supervisor);
+        let (around, program): (Vec<Pid>, Vec<Pid>) = pids
+            .iter()
+            .partition(|pid| **pid == supervisor || keepers.contains(pid));
+        for pid in &program {
+            let _ = signal::send(*pid, SIGKILL);
+        }
+        until("the program is gone", || {
+            let left: Vec<Pid> = keepers
+                .iter()
+                .flat_map(|keeper| tree::living_descendants(*keeper))
+                .collect();
+            left.iter()
+                .for_each(|pid| drop(signal::send(*pid, SIGKILL)));
+            left.is_empty()
+        })?;
+        for pid in &around {
             let _ = signal::send(*pid, SIGKILL);
         }
         job.end();
