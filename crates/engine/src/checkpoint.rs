@@ -14,6 +14,7 @@ use stasis_sys::{Pid, procfs};
 use stasis_tracee::Memory;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 /// How a checkpoint is to be taken.
@@ -139,7 +140,7 @@ fn trace(
         .map(|p| Some((capture::living(p), &p.memory)))
         .collect();
     let now = |process: usize, area: &Area| twins[process].is_none() || !area.is_in_twin();
-    write_private(&sources, &mut captured, &store, now)?;
+    write_private(&sources, &mut captured, &store, now, progress)?;
     faults::pass("written")?;
     let (processes, threads) = (
         frozen.processes.len(),
@@ -160,7 +161,8 @@ fn trace(
             .iter()
             .map(|twin| twin.as_ref().map(|twin| (twin.pid, &twin.memory)))
             .collect();
-        write_private(&sources, &mut captured, &store, |_, area| area.is_in_twin())?;
+        let in_twin = |_, area: &Area| area.is_in_twin();
+        write_private(&sources, &mut captured, &store, in_twin, progress)?;
         faults::pass("twins-written")?;
     }
     drop(twins);
@@ -195,7 +197,7 @@ fn sleeping(frozen: &Frozen) -> std::collections::HashMap<Pid, crate::timed_call
 }
 
 /// Below this much memory in all, a program is written while it stands still.
-const WORTH_TWINS: u64 = 8 << 20;
+const WORTH_TWINS: u64 = 2 << 20;
 /// Below this much memory of a process, forking its twin takes longer than writing it: it is written while it stands still.
 const WORTH_A_TWIN: u64 = 1 << 20;
 
@@ -227,6 +229,7 @@ fn write_private(
     captured: &mut Captured,
     store: &Store,
     wanted: impl Fn(usize, &Area) -> bool,
+    progress: &dyn Progress,
 ) -> Result<(), EngineError> {
     let mut parts: Vec<(ObjectId, MemorySource<'_>, Vec<Run>)> = Vec::new();
     for ((n, source), process) in sources.iter().enumerate().zip(&mut captured.tree.processes) {
@@ -249,9 +252,37 @@ fn write_private(
             runs,
         })
         .collect();
-    let stored = store.writer.store_all(&jobs)?;
+    let bytes = jobs
+        .iter()
+        .flat_map(|job| job.runs)
+        .map(|run| run.len)
+        .sum();
+    let stored = watched(store, bytes, progress, || store.writer.store_all(&jobs))?;
     store.count(stored.read_len);
     Ok(())
+}
+
+/// From so many bytes on, writing takes long enough for somebody to want to know how it comes along.
+const WORTH_WATCHING: u64 = 64 << 20;
+const TELL_EVERY: Duration = Duration::from_millis(100);
+
+/// Does `work`, which writes `bytes`, and tells meanwhile how far it is.
+fn watched<T>(store: &Store, bytes: u64, progress: &dyn Progress, work: impl FnOnce() -> T) -> T {
+    if bytes < WORTH_WATCHING {
+        return work();
+    }
+    let total = store.writer.progress().read_len + bytes;
+    std::thread::scope(|scope| {
+        let (working, ended) = std::sync::mpsc::channel::<()>();
+        scope.spawn(move || {
+            while ended.recv_timeout(TELL_EVERY) == Err(RecvTimeoutError::Timeout) {
+                progress.bytes(store.writer.progress().read_len, total);
+            }
+        });
+        let result = work();
+        drop(working);
+        result
+    })
 }
 
 /// Writes the shared objects that no descriptor holds.

@@ -41,7 +41,7 @@ pub enum Event {
 /// What the keeper is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// The front has received this signal: see to it that the program has it too (see [`relay`]).
+    /// The front has received this signal: see to it that the program has it too (see `relay.rs`).
     Signal(i32),
     /// The same for one that was meant for a whole process group: it came from the terminal.
     GroupSignal(i32),

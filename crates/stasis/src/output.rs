@@ -1,8 +1,10 @@
 //! What is written where: results on standard output, everything else on standard error behind `stasis: `.
 
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
 
 /// Writes a message for people.
 pub fn message(text: &str) {
@@ -111,9 +113,12 @@ impl fmt::Display for Table {
     }
 }
 
+/// What takes less is over before it can be read.
+const WORTH_SHOWING: Duration = Duration::from_millis(500);
+
 /// Draws one line of progress on standard error where that is a terminal.
 pub struct ProgressLine {
-    bar: Option<indicatif::ProgressBar>,
+    bar: Option<(ProgressBar, Instant)>,
 }
 
 impl ProgressLine {
@@ -126,23 +131,26 @@ impl ProgressLine {
         if total == 0 || !io::stderr().is_terminal() {
             return;
         }
-        let bar = self.bar.get_or_insert_with(|| {
-            let bar = indicatif::ProgressBar::new(total);
+        let (bar, since) = self.bar.get_or_insert_with(|| {
+            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
             let template =
                 "stasis: {msg} {bytes} of {total_bytes}, {binary_bytes_per_sec}, {eta} left";
-            if let Ok(style) = indicatif::ProgressStyle::with_template(template) {
+            if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style);
             }
-            bar
+            (bar, Instant::now())
         });
         bar.set_message(what.to_owned());
         bar.set_length(total);
         bar.set_position(done);
+        if bar.is_hidden() && since.elapsed() >= WORTH_SHOWING {
+            bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
         bar.tick();
     }
     /// Takes the line away.
     pub fn clear(&mut self) {
-        if let Some(bar) = self.bar.take() {
+        if let Some((bar, _)) = self.bar.take() {
             bar.finish_and_clear();
         }
     }

@@ -1,5 +1,7 @@
 //! `stasis check`: its exit statuses, and what it says.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 mod common;
 
 use common::{Ended, Place, Running, lives};

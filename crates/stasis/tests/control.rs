@@ -1,5 +1,7 @@
 //! The commands that speak to a running job.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod common;
 
 use common::{Ended, Place, Running, lives, wait_until};
@@ -13,7 +15,7 @@ fn ps_shows_a_job_and_kill_ends_it() {
     let place = Place::new();
     let front = place.start(&["-n", "md", "-i", "2h"], SLEEP);
     let root = place.read_pid("pid");
-    let job = place.job();
+    let job = place.job_status();
     assert_eq!(job["name"], "md");
     assert_eq!(job["root"], root);
     assert_eq!(job["interval_seconds"], 7200);
@@ -35,7 +37,7 @@ fn the_json_of_ps_keeps_its_shape() {
     let place = Place::new();
     let _front = place.start(&["-n", "md", "-i", "90s"], SLEEP);
     place.read("pid");
-    let mut job = place.job();
+    let mut job = place.job_status();
     for field in ["root", "virtual_root", "supervisor", "memory_bytes"] {
         assert!(
             job[field].as_u64().is_some_and(|number| number > 0),
@@ -81,7 +83,7 @@ fn a_job_is_found_by_any_of_its_pids_or_as_the_only_one() {
     );
     assert_eq!(Ended::from(place.output(&["kill", &child])).code, Some(0));
     assert_eq!(one.end().code, Some(137));
-    let left = place.job();
+    let left = place.job_status();
     assert_eq!(left["name"], "two");
     drop(two);
 }
@@ -91,18 +93,23 @@ fn the_interval_can_be_changed() {
     let place = Place::new();
     let _front = place.start(&[], SLEEP);
     place.read("pid");
-    assert_eq!(place.job()["interval_seconds"], serde_json::Value::Null);
+    assert_eq!(
+        place.job_status()["interval_seconds"],
+        serde_json::Value::Null
+    );
     assert_eq!(
         Ended::from(place.output(&["interval", "1h30m", "sh"])).code,
         Some(0)
     );
-    wait_until("it is set", || place.job()["interval_seconds"] == 5400);
+    wait_until("it is set", || {
+        place.job_status()["interval_seconds"] == 5400
+    });
     assert_eq!(
         Ended::from(place.output(&["interval", "off"])).code,
         Some(0)
     );
     wait_until("it is gone", || {
-        place.job()["interval_seconds"] == serde_json::Value::Null
+        place.job_status()["interval_seconds"] == serde_json::Value::Null
     });
     assert_eq!(
         Ended::from(place.output(&["interval", "soon"])).code,
@@ -114,7 +121,7 @@ fn the_interval_can_be_changed() {
 fn the_socket_is_private() {
     let place = Place::new();
     let _front = place.start(&[], SLEEP);
-    place.job();
+    place.job_status();
     let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
     assert_eq!(mode(&place.runtime()), 0o700);
     let socket = fs::read_dir(place.runtime())
@@ -160,7 +167,12 @@ fn another_user_is_refused() {
         open(&path, 0o700);
     }
     let binary = place.dir().parent().unwrap().join("stasis");
-    fs::copy(env!("CARGO_BIN_EXE_stasis"), &binary).unwrap();
+    // By another process: one that other threads fork while the copy is open for writing could not be executed.
+    let copied = std::process::Command::new("cp")
+        .arg(env!("CARGO_BIN_EXE_stasis"))
+        .arg(&binary)
+        .status();
+    assert!(copied.unwrap().success());
     let front = std::process::Command::new(&binary)
         .args(["run", "--", "sh", "-c", SLEEP])
         .current_dir(place.dir())

@@ -1,5 +1,7 @@
 //! `stasis demo` on this host.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 mod common;
 
 use common::Ended;
@@ -18,7 +20,12 @@ fn demo(user: Option<(u32, u32)>, prepare: impl FnOnce(&mut Command)) -> Ended {
     fs::create_dir(&temporary).unwrap();
     // Another user may not reach the place where it was built.
     let binary = place.path().join("stasis");
-    fs::copy(env!("CARGO_BIN_EXE_stasis"), &binary).unwrap();
+    // By another process: one that other threads fork while the copy is open for writing could not be executed.
+    let copied = Command::new("cp")
+        .arg(env!("CARGO_BIN_EXE_stasis"))
+        .arg(&binary)
+        .status();
+    assert!(copied.unwrap().success());
     let mut command = Command::new(&binary);
     command
         .arg("demo")

@@ -1,5 +1,7 @@
 //! `stasis run` as a bystander: what goes through it unchanged, and what holds when one of its processes dies.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod common;
 
 use common::{Ended, Place, kill, lives, wait_until};
@@ -172,6 +174,34 @@ while True:
 }
 
 #[test]
+fn a_pipe_that_the_program_closes_is_closed() {
+    let place = Place::new();
+    let script = r#"mkfifo pipe
+"$0" run -- sh -c 'echo hi >&9; exec 9>&-; while [ ! -e go ]; do sleep 0.02; done' 9> pipe &
+cat pipe
+touch go
+wait"#;
+    let command = place.stasis(&[]);
+    let mut shell = std::process::Command::new("sh");
+    shell
+        .args(["-c", script, &command.get_program().to_string_lossy()])
+        .current_dir(place.dir())
+        .envs(
+            command
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        )
+        .stdin(Stdio::null());
+    // Were it held open by anybody else, the reader would wait for ever, and the program for it.
+    let ended = Ended::from(shell.output().unwrap());
+    assert_eq!(
+        (ended.code, ended.out.as_str()),
+        (Some(0), "hi\n"),
+        "{ended:?}"
+    );
+}
+
+#[test]
 fn a_tree_is_waited_for_to_the_last() {
     let place = Place::new();
     let ended = place.start(
@@ -219,7 +249,7 @@ fn killing_the_front_ends_the_tree() {
 }
 
 fn supervisor(place: &Place) -> i32 {
-    place.job()["supervisor"].as_i64().unwrap() as i32
+    place.job_status()["supervisor"].as_i64().unwrap() as i32
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::line::{self, ToFront, fitting};
 use crate::serve::{self, Service};
-use crate::{Settings, runtime_dir};
+use crate::{Error, Settings};
 use rustix::process::{Signal, set_parent_process_death_signal, setsid};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout, stderr, stdin, stdout};
 use rustix::termios::isatty;
@@ -11,6 +11,7 @@ use stasis_engine::keeper::{self, Inherited};
 use stasis_engine::progress::{Progress, Step};
 use stasis_engine::{EngineError, Job, restart};
 use stasis_image::{Image, ImageError};
+use stasis_sys::descriptor;
 use stasis_sys::process::exit_now;
 use std::ffi::OsString;
 use std::io;
@@ -60,6 +61,16 @@ struct Failure {
     damaged: bool,
 }
 
+impl Failure {
+    fn own(error: &Error) -> Failure {
+        Failure {
+            code: OWN_FAILURE,
+            message: error.to_string(),
+            damaged: false,
+        }
+    }
+}
+
 /// Starts the program and serves it; never returns.
 pub(crate) fn become_supervisor(
     start: Start,
@@ -74,16 +85,13 @@ pub(crate) fn become_supervisor(
             front,
             terminal,
         } = lines;
-        // The program may ask for a checkpoint with its first breath: whoever connects now is served once the job is held.
-        let socket =
-            runtime_dir::for_supervisor().and_then(|directory| serve::Socket::bind(&directory));
         match begin(start, &settings, inherited, keeper, &front, terminal) {
             Ok(started) => serve::supervise(Service {
                 job: started.job,
                 restarted_from: started.from,
                 waiting: started.waiting,
                 terminal: started.terminal,
-                socket,
+                socket: started.socket,
                 settings,
                 front,
             }),
@@ -92,9 +100,6 @@ pub(crate) fn become_supervisor(
                 message,
                 damaged,
             }) => {
-                if let Ok(socket) = socket {
-                    socket.remove();
-                }
                 let failed = ToFront::Failed {
                     code,
                     message: fitting(message),
@@ -111,6 +116,7 @@ pub(crate) fn become_supervisor(
 
 struct Started {
     job: Job,
+    socket: serve::Socket,
     from: Option<PathBuf>,
     waiting: Vec<stasis_sys::Pid>,
     terminal: bool,
@@ -124,7 +130,34 @@ fn begin(
     front: &OwnedFd,
     terminal: Option<OwnedFd>,
 ) -> Result<Started, Failure> {
-    let (job, from, terminal) = match start {
+    let socket = serve::bind().map_err(|error| Failure::own(&error))?;
+    let started = start_job(start, settings, inherited, keeper, front, terminal);
+    let (job, from, terminal) = started.inspect_err(|_| socket.remove())?;
+    // The program has them: here they would keep pipes open that it closes.
+    descriptor::close_inherited();
+    // In a session of its own the supervisor has a share of the processors of its own (scheduler autogroups), so that
+    // it can stop many busy threads quickly, and no terminal can send it signals.
+    let _ = setsid();
+    let waiting = job.requester.into_iter().collect();
+    Ok(Started {
+        job,
+        socket,
+        from,
+        waiting,
+        terminal,
+    })
+}
+
+/// The job, the image that it comes from, and whether it has got the terminal.
+fn start_job(
+    start: Start,
+    settings: &Settings,
+    inherited: &Inherited,
+    keeper: OwnedFd,
+    front: &OwnedFd,
+    terminal: Option<OwnedFd>,
+) -> Result<(Job, Option<PathBuf>, bool), Failure> {
+    Ok(match start {
         Start::Launch(argv) => {
             let job = keeper::launch(&argv, keeper, inherited)
                 .map_err(|error| launch_failure(&error, settings))?;
@@ -143,16 +176,6 @@ fn begin(
             let _ = set_parent_process_death_signal(None);
             (job, Some(from), terminal)
         }
-    };
-    // In a session of its own the supervisor has a share of the processors of its own (scheduler autogroups), so that
-    // it can stop many busy threads quickly, and no terminal can send it signals.
-    let _ = setsid();
-    let waiting = job.requester.into_iter().collect();
-    Ok(Started {
-        job,
-        from,
-        waiting,
-        terminal,
     })
 }
 
@@ -187,7 +210,6 @@ fn restart(
         front,
         step: Mutex::new(("checking", Instant::now())),
     };
-    options.verify_while_filling = true;
     let plan = restart::plan(image, &options, &progress)?;
     options.terminal = terminal.filter(|_| plan.wants_terminal());
     let has_terminal = options.terminal.is_some();

@@ -162,6 +162,18 @@ pub fn close(number: RawFd) {
     unsafe { libc::close(number) };
 }
 
+/// Closes every descriptor above the standard ones that is not close-on-exec: what the process was started with, as
+/// everything that is opened since has that flag. The caller has to know that this is so, and that it passes nothing on.
+pub fn close_inherited() {
+    for fd in open_descriptors().unwrap_or_default() {
+        // SAFETY: F_GETFD takes no pointer.
+        let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+        if fd > 2 && flags >= 0 && flags & libc::FD_CLOEXEC == 0 {
+            close(fd);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

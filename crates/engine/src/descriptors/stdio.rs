@@ -199,8 +199,9 @@ fn bind(state: &State, index: u8, opening: &mut Opening) -> Result<OwnedFd, Engi
                 _ => saved,
             }
         }
+        // Also of the input: a job that read nothing reads what its restart is given, unless that is a terminal.
         Was::Device(device) => match own {
-            Some(own) if replaced => duplicate(own.fd),
+            Some(own) if !own.terminal => duplicate(own.fd),
             _ => devices::restore(device),
         },
         Was::Terminal(_) | Was::Pipe | Was::Socket => match own {

@@ -33,6 +33,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// How the program gets its old ids back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Strategy {
     /// `clone3(set_tid)` where we are: needs CAP_CHECKPOINT_RESTORE and free ids.
     Privileged,
@@ -399,7 +400,14 @@ fn start(
     drop((keeper_end, report, front));
     let mut notes = await_skeleton(File::from(reports), tree.processes.len())?;
     faults::pass("revive")?;
-    let revived = revive::revive(image, plan, &numbers, options, progress, &mut notes)?;
+    // In a thread of its own: what dies while it is let go stays its tracer's, and would never be its parent's to wait for, until
+    // the tracing thread ends (`exit_ptrace`, `kernel/ptrace.c`).
+    let revived = std::thread::scope(|scope| {
+        let tracing =
+            scope.spawn(|| revive::revive(image, plan, &numbers, options, progress, &mut notes));
+        let panicked = |_| Err(EngineError::Failed("the restart panicked".into()));
+        tracing.join().unwrap_or_else(panicked)
+    })?;
     faults::pass("started")?;
     for note in &notes {
         progress.note(note);

@@ -360,6 +360,7 @@ impl Restored {
             changed: ChangedFiles::Refuse,
             map: PathMap::default(),
             sequence: 1,
+            own: Vec::new(),
         };
         let plan = file_policy::plan(&records, &options, store);
         let ready = file_policy::apply(&plan, &records, store).map_err(|e| e.to_string())?;

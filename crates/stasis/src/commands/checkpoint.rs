@@ -9,8 +9,10 @@ use stasis_supervisor::client::{self, Found};
 use stasis_supervisor::protocol::Saved;
 use stasis_sys::descriptor;
 use stasis_sys::signal::{self, SignalSet};
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Save a running job
 ///
@@ -83,12 +85,7 @@ fn from_inside(job: &Found, arguments: &Arguments) -> Result {
     job.request_by_signal(arguments.stop)?;
     // Whatever the program left open in its child is the program's own, and is saved with the program.
     descriptor::close_from(3)?;
-    let value = loop {
-        // Interruptions are no answers: a stop and a continuation, the checkpoint itself.
-        if let Ok(received) = signal::wait(only, None) {
-            break received.value;
-        }
-    };
+    let value = await_answer(only, job)?;
     // After a restart another supervisor serves, perhaps elsewhere: what it knows is told, but not relied on.
     let jobs = client::jobs().unwrap_or_default();
     let job = client::resolve(&jobs, None)
@@ -119,4 +116,38 @@ fn from_inside(job: &Found, arguments: &Arguments) -> Result {
         output::result(path.display())?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// How often a waiting process looks whether there is still somebody who will answer.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
+
+/// Waits for the signal. Its value is 0 when the image is committed.
+fn await_answer(only: SignalSet, asked: &Found) -> std::result::Result<i32, Failure> {
+    let mut absent = 0;
+    loop {
+        match signal::wait(only, Some(LOOK_EVERY)) {
+            Ok(received) => return Ok(received.value),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // Interruptions are no answers: a stop and a continuation, the checkpoint itself.
+            Err(_) => continue,
+        }
+        let jobs = client::jobs().unwrap_or_default();
+        match client::resolve(&jobs, None)
+            .ok()
+            .filter(|job| job.is_around_us())
+        {
+            // Restarted, by a supervisor that was not told of this process: the image is complete.
+            Some(job) if job.status.started_at != asked.status.started_at => return Ok(0),
+            Some(_) => absent = 0,
+            // A supervisor that is just taking over is given time.
+            None if absent < 3 => absent += 1,
+            None => {
+                return Err(Failure {
+                    code: crate::exit::FAILED,
+                    message: "the supervisor has died: nobody can tell whether the job was saved"
+                        .into(),
+                });
+            }
+        }
+    }
 }

@@ -220,7 +220,12 @@ fn plan(path: &Path, options: &Options, json: bool) -> Result {
         })?;
     } else {
         output::result(format_args!("image: {}", path.display()))?;
-        output::result(format_args!("ids: {:?}", plan.strategy))?;
+        let strategy = match plan.strategy {
+            Strategy::Privileged => "privileged",
+            Strategy::Namespaces => "namespaces",
+            Strategy::Burn => "burn",
+        };
+        output::result(format_args!("ids: {strategy}"))?;
         for action in &plan.actions {
             output::result(format_args!("  {action}"))?;
         }

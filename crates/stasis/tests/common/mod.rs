@@ -41,6 +41,26 @@ impl Place {
             .stderr(Stdio::piped());
         command
     }
+    /// The same, without whatever descriptors the test itself was started with: they would be part of the job.
+    pub fn clean(&self, arguments: &[&str]) -> Command {
+        const CLOSE: &str = r#"for n in $(ls /proc/$$/fd); do [ "$n" -gt 2 ] && eval "exec $n>&-"; done; exec "$@""#;
+        let plain = self.stasis(arguments);
+        let mut command = Command::new("bash");
+        command
+            .args(["-c", CLOSE, "bash", env!("CARGO_BIN_EXE_stasis")])
+            .args(arguments)
+            .current_dir(self.dir())
+            .envs(
+                plain
+                    .get_envs()
+                    .filter_map(|(name, value)| Some((name, value?))),
+            )
+            .env_remove("STASIS_DIR")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
     /// Runs it to its end.
     pub fn output(&self, arguments: &[&str]) -> Output {
         self.stasis(arguments).output().expect("stasis starts")
@@ -68,7 +88,7 @@ impl Place {
         self.read(name).parse().expect("a number")
     }
     /// The only job, as `ps --json` has it.
-    pub fn job(&self) -> serde_json::Value {
+    pub fn job_status(&self) -> serde_json::Value {
         let mut jobs = serde_json::Value::Null;
         wait_until("the job answers", || {
             let output = self.output(&["ps", "--json"]);

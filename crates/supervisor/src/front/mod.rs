@@ -14,9 +14,9 @@ use crate::{Error, Settings, signal_name};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 use stasis_engine::keeper::{self, Command, Event};
-use stasis_sys::Pid;
 use stasis_sys::process::{self, Fork, SIGCHLD, SIGKILL, WNOHANG, WaitStatus, Waited};
 use stasis_sys::signal::{self, Received, SignalFd, SignalSet};
+use stasis_sys::{Pid, descriptor};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use terminal::{Side, Terminal};
@@ -138,6 +138,8 @@ impl Front {
             }
             Fork::Parent(supervisor) => {
                 drop((keepers_end, supervisors_end, slave));
+                // The program has them: here they would keep pipes open that it closes.
+                descriptor::close_inherited();
                 let signals =
                     SignalFd::new(SignalSet::ALL).context(|| "preparing signals".into())?;
                 Ok(Front {

@@ -10,7 +10,7 @@ mod worker;
 
 use crate::error::Context;
 use crate::line::{self, ToFront, ToSupervisor};
-use crate::{Error, Interval, Settings};
+use crate::{Error, Interval, Settings, runtime_dir};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 pub(crate) use listener::Socket;
 use rustix::process::Signal;
@@ -35,14 +35,18 @@ enum Task {
     Finished,
 }
 
+/// The control socket. It is bound before the program runs, as the program may ask for a checkpoint at once.
+pub(crate) fn bind() -> Result<Socket, Error> {
+    Socket::bind(&runtime_dir::for_supervisor()?)
+}
+
 /// What the supervisor serves with.
 pub(crate) struct Service {
     pub job: Job,
     pub settings: Settings,
     pub front: OwnedFd,
-    /// Where the control socket is to be. It is made only now: the keeper, which may outlive the supervisor, would
-    /// The control socket, bound before the program was there.
-    pub socket: Result<Socket, Error>,
+    /// Bound, and waiting for somebody to listen.
+    pub socket: Socket,
     pub restarted_from: Option<PathBuf>,
     /// Processes of the tree that were waiting for the checkpoint when it was taken.
     pub waiting: Vec<Pid>,
@@ -72,20 +76,18 @@ pub(crate) fn supervise(service: Service) -> ! {
     let _ = std::env::set_current_dir("/");
     let (tasks, inbox) = unbounded();
     let shared = Arc::new(Shared::new(&job, settings, restarted_from));
-    let socket = start_threads(&job, &shared, &front, front_pid, &tasks)
-        .and_then(|()| listen(socket?, &shared, &tasks))
-        .map_err(|error| {
-            let text = format!("this job takes no requests: {error}");
-            let _ = line::tell(front.as_fd(), &ToFront::Note(text), true);
-        });
+    let threads = start_threads(&job, &shared, &front, front_pid, &tasks)
+        .and_then(|()| listen(&socket, &shared, &tasks));
+    if let Err(error) = threads {
+        let text = format!("this job takes no requests: {error}");
+        let _ = line::tell(front.as_fd(), &ToFront::Note(text), true);
+    }
     for pid in waiting {
         let _ = signal::send_value(pid, Signal::USR2.as_raw(), 0);
     }
     worker::Worker::new(job, Arc::clone(&shared), Arc::clone(&front), inbox).work();
     shared.close();
-    if let Ok(socket) = socket {
-        socket.remove();
-    }
+    socket.remove();
     shared.wait_for_connections();
     exit_now(0)
 }
@@ -110,15 +112,14 @@ fn start_threads(
     spawn("front", move || hear_front(&from_front, &to_worker))
 }
 
-fn listen(socket: Socket, shared: &Arc<Shared>, tasks: &Sender<Task>) -> Result<Socket, Error> {
+fn listen(socket: &Socket, shared: &Arc<Shared>, tasks: &Sender<Task>) -> Result<(), Error> {
     let listener = socket
         .listener()
         .context(|| "sharing the control socket".into())?;
     let (shared, to_worker) = (Arc::clone(shared), tasks.clone());
     spawn("listener", move || {
-        listener::listen(&listener, &shared, &to_worker)
-    })?;
-    Ok(socket)
+        listener::listen(&listener, &shared, &to_worker);
+    })
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Error> {

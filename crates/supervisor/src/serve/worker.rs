@@ -80,11 +80,8 @@ impl Worker {
 
     /// Works until the job is over.
     pub(super) fn work(&mut self) {
-        loop {
-            match self.next() {
-                Next::Checkpoint(requests) => self.serve(requests),
-                Next::Finished => break,
-            }
+        while let Next::Checkpoint(requests) = self.next() {
+            self.serve(requests);
         }
         for task in self.inbox.try_iter() {
             if let Task::Checkpoint(request) = task {

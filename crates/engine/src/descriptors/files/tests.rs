@@ -110,6 +110,7 @@ fn again(files: Vec<File>, between: impl FnOnce()) -> Result<Vec<File>, EngineEr
         changed: ChangedFiles::Refuse,
         map: PathMap::default(),
         sequence: 1,
+        own: Vec::new(),
     };
     let plan = plan_files(&records, &options, &image);
     let ready = apply(&plan, &records, &image)?;

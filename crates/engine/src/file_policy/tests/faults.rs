@@ -166,6 +166,7 @@ fn killed() {
         changed: ChangedFiles::Refuse,
         map: PathMap::default(),
         sequence: 7,
+        own: Vec::new(),
     };
     let plan = plan(&records, &options, &image);
     let mut left: u32 = step.parse().expect("a number");
