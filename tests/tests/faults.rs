@@ -168,6 +168,7 @@ fn a_foreign_file() {
                 "not a checkpoint",
                 "magic",
                 "no stasis",
+                "header is empty",
             ],
         );
         assert!(end.stderr.contains(name), "{end:?}");
