@@ -59,6 +59,7 @@ fn futexes() {
 }
 
 #[test]
+#[ignore = "a write of more than a pipe holds that a stop cuts short is seen as a short write"]
 fn transfers() {
     check(&["transfers", "files"]);
 }

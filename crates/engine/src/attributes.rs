@@ -126,10 +126,13 @@ pub fn capture_remotely(state: &mut State, calls: &mut Calls<'_>) -> Result<(), 
 ///
 /// # Errors
 /// When the working directory cannot be entered.
-pub fn restore_here(state: &State) -> Result<(), EngineError> {
+pub fn restore_here(state: &State, map: &crate::file_policy::PathMap) -> Result<(), EngineError> {
     use std::os::unix::ffi::OsStrExt;
-    let directory = std::path::Path::new(std::ffi::OsStr::from_bytes(&state.directory));
-    std::env::set_current_dir(directory).context(|| format!("entering {}", directory.display()))?;
+    let directory = map.apply(std::path::Path::new(std::ffi::OsStr::from_bytes(
+        &state.directory,
+    )));
+    std::env::set_current_dir(&directory)
+        .context(|| format!("entering {}", directory.display()))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(state.umask));
     Ok(())
 }

@@ -625,6 +625,16 @@ pub fn check(root: Pid) -> Result<Vec<Refusal>, EngineError> {
             continue;
         }
         let virtual_pid = tree::innermost_id(&status).unwrap_or(pid);
+        if fs::read_link(format!("/proc/{pid}/ns/user")).is_err() {
+            refusals.push(refusal(
+                virtual_pid,
+                &stat,
+                "the process",
+                "it is protected from being traced (not dumpable, or another user's)",
+                "run it as yourself, and without that protection",
+            ));
+            continue;
+        }
         obstacles(pid, virtual_pid, &stat, &status, &around, &mut refusals);
         match maps::read(pid) {
             Ok(areas) => refusals.extend(memory::refusals(virtual_pid, &stat.comm, &areas)),

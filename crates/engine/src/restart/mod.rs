@@ -646,6 +646,7 @@ impl Maker<'_> {
         }
         self.open_mapped(&opened, &loader)?;
         let keep = self.numbers.keep();
+        let path_map = PathMap::new(&self.options.map_path);
         let skeleton = Skeleton {
             tree,
             births: self.births,
@@ -653,6 +654,7 @@ impl Maker<'_> {
             ids: &self.ids,
             opened: &opened,
             keep: &keep,
+            path_map: &path_map,
             report: report.as_fd(),
         };
         skeleton.make()?;

@@ -35,6 +35,8 @@ pub struct Skeleton<'a> {
     pub opened: &'a Opened,
     /// Descriptors that the restoring supervisor still needs in every process.
     pub keep: &'a [RawFd],
+    /// Where directories are now.
+    pub path_map: &'a crate::file_policy::PathMap,
     /// Where living processes report, a line each.
     pub report: BorrowedFd<'a>,
 }
@@ -245,7 +247,7 @@ impl Skeleton<'_> {
             .map(|p| p.descriptors.clone())
             .collect();
         descriptors::finish(place, &tables, &self.tree.descriptions, self.opened)?;
-        attributes::restore_here(&saved.attributes)?;
+        attributes::restore_here(&saved.attributes, self.path_map)?;
         let mut keep = self.keep.to_vec();
         keep.push(self.report.as_raw_fd());
         let view = ProcessView {
