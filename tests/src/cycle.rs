@@ -174,15 +174,22 @@ impl Program {
     }
 }
 
+/// What a checkpoint says when the job ended before it.
+const GONE: [&str; 3] = ["no job is named", "has just ended", "has ended"];
+
 fn checkpoint_unless_done(sandbox: &Sandbox, job: &mut Running<'_>) -> Option<PathBuf> {
     let result = job.try_checkpoint();
     if result.success() {
         return Some(sandbox.newest_image());
     }
-    // It may be about to end: give it the time, before the failure counts.
+    assert!(
+        GONE.iter().any(|reason| result.stderr.contains(reason)),
+        "checkpoint failed: {result:?}\nthe job says: {}",
+        job.stderr()
+    );
     for _ in 0..500 {
         if job.exited().is_some() {
-            println!("the program was through before the checkpoint");
+            println!("the program was through before the checkpoint: {result:?}");
             return None;
         }
         std::thread::sleep(Duration::from_millis(10));
