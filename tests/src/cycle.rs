@@ -140,7 +140,7 @@ impl Program {
         whole: Duration,
     ) -> Option<Finished> {
         let mut job = sandbox.run(&self.argv);
-        job.wait_listed();
+        listed_unless_done(&mut job)?;
         let mut images = Vec::new();
         for (low, high) in [(0.03, 0.2), (0.03, 0.1)] {
             std::thread::sleep(random.part(whole, low, high));
@@ -149,7 +149,7 @@ impl Program {
         std::thread::sleep(random.part(whole, 0.0, 0.1));
         job.kill_all();
         let mut job = sandbox.restart(images.last()?);
-        job.wait_listed();
+        listed_unless_done(&mut job)?;
         std::thread::sleep(random.part(whole, 0.0, 0.15));
         images.push(checkpoint_unless_done(sandbox, &mut job)?);
         std::thread::sleep(random.part(whole, 0.0, 0.1));
@@ -172,6 +172,17 @@ impl Program {
             "the output is not the end of the undisturbed run's: {end:?}\nundisturbed: {reference:?}"
         );
     }
+}
+
+fn listed_unless_done(job: &mut Running<'_>) -> Option<()> {
+    let listed = job.listed_unless_done();
+    if !listed {
+        println!(
+            "the program was through before it was listed: {:?}",
+            job.exited()
+        );
+    }
+    listed.then_some(())
 }
 
 /// What a checkpoint says when the job ended before it.

@@ -240,23 +240,32 @@ impl<'a> Running<'a> {
     /// # Panics
     /// When the job ends before, or does not come up.
     pub fn wait_listed(&mut self) {
-        if self.listed {
-            return;
+        assert!(
+            self.listed_unless_done(),
+            "{} has ended: {:?}\n{}\n{}",
+            self.name,
+            self.exit,
+            self.stdout(),
+            self.stderr()
+        );
+    }
+
+    /// The same; whether that came before the job's end.
+    ///
+    /// # Panics
+    /// When the job neither comes up nor ends.
+    pub fn listed_unless_done(&mut self) -> bool {
+        if !self.listed {
+            let sandbox = self.sandbox;
+            self.listed = wait_until("stasis ps lists the job", || {
+                if self.exited().is_some() {
+                    return Some(false);
+                }
+                let listed = sandbox.stasis(["ps"]);
+                listed.stdout.contains("job").then_some(true)
+            });
         }
-        let sandbox = self.sandbox;
-        wait_until("stasis ps lists the job", || {
-            assert!(
-                self.exited().is_none(),
-                "{} has ended: {:?}\n{}\n{}",
-                self.name,
-                self.exit,
-                self.stdout(),
-                self.stderr()
-            );
-            let listed = sandbox.stasis(["ps"]);
-            listed.stdout.contains("job").then_some(())
-        });
-        self.listed = true;
+        self.listed
     }
 
     /// Takes a checkpoint with `stasis checkpoint` and gives the image.

@@ -63,6 +63,8 @@ pub mod limits {
     pub const INDEX_LEN: u64 = 8 << 30;
     /// The largest object that [`Image::read_object`](crate::Image::read_object) gives in one piece.
     pub const OBJECT_LEN: u64 = 1 << 30;
+    /// How many damages [`Image::damages`](crate::Image::damages) tells of at most.
+    pub const DAMAGES: usize = 1000;
 }
 
 const MAGIC: [u8; 8] = *b"\x89STASIS\n";

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError, mpsc};
 
 use crate::compression::Decompressor;
 use crate::error::{ImageError, Part};
-use crate::format::limits::{CHUNK, OBJECT_LEN};
+use crate::format::limits::{CHUNK, DAMAGES, OBJECT_LEN};
 use crate::format::{self, Encoding, Extent, Header, ObjectId, Section, read_exact};
 
 /// An image whose header, metadata and index have been read and checked; contents are checked as they are read.
@@ -217,7 +217,7 @@ impl Image {
             .flat_map(|object| self.extents(*object))
             .collect();
         self.in_parallel(extents, threads, &|| (), &|(), extent, bytes| {
-            sink(extent, bytes).map_err(|source| ImageError::Sink {
+            sink(extent, bytes?).map_err(|source| ImageError::Sink {
                 object: extent.object,
                 offset: extent.offset,
                 source,
@@ -231,6 +231,43 @@ impl Image {
     /// # Errors
     /// The first damage that is found, as [`read_extent`](Image::read_extent).
     pub fn verify(&self, threads: usize, progress: &dyn Fn(u64)) -> Result<Verified, ImageError> {
+        self.survey(threads, progress, &|damage| Err(damage))?;
+        Ok(Verified {
+            extents: self.extents.len() as u64,
+            logical_len: self.extents.iter().map(|extent| extent.len).sum(),
+            stored_len: self.extents.iter().map(Extent::stored_len).sum(),
+        })
+    }
+
+    /// As [`verify`](Image::verify), but does not stop at the first damage: all of it, up to
+    /// [`limits::DAMAGES`](crate::limits), in the order of the file; nothing when the contents are whole.
+    pub fn damages(&self, threads: usize, progress: &dyn Fn(u64)) -> Vec<ImageError> {
+        let found = Mutex::new(Vec::new());
+        let stopped = self.survey(threads, progress, &|damage| {
+            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+            if found.len() + 1 < DAMAGES {
+                found.push(damage);
+                return Ok(());
+            }
+            Err(damage)
+        });
+        let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        found.extend(stopped.err());
+        found.sort_by_key(|damage| match damage {
+            ImageError::Damaged { file_offset, .. } => *file_offset,
+            // What cannot even be read comes first.
+            _ => 0,
+        });
+        found
+    }
+
+    /// Reads and checks all contents. `damage` decides whether that goes on.
+    fn survey(
+        &self,
+        threads: usize,
+        progress: &dyn Fn(u64),
+        damage: &(dyn Fn(ImageError) -> Result<(), ImageError> + Sync),
+    ) -> Result<(), ImageError> {
         let (sender, lengths) = mpsc::channel();
         std::thread::scope(|scope| {
             let all = scope.spawn(move || {
@@ -240,10 +277,10 @@ impl Image {
                     self.extents.iter().collect(),
                     threads,
                     &start,
-                    &|sender, extent, _| {
+                    &|sender, extent, bytes| {
                         // Nobody listens any more only if `progress` has panicked.
                         let _ = sender.send(extent.len);
-                        Ok(())
+                        bytes.map(|_| ()).or_else(damage)
                     },
                 )
             });
@@ -254,11 +291,6 @@ impl Image {
             }
             all.join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })?;
-        Ok(Verified {
-            extents: self.extents.len() as u64,
-            logical_len: self.extents.iter().map(|extent| extent.len).sum(),
-            stored_len: self.extents.iter().map(Extent::stored_len).sum(),
         })
     }
 
@@ -268,7 +300,7 @@ impl Image {
         mut extents: Vec<&Extent>,
         threads: usize,
         start: &(impl Fn() -> T + Sync),
-        each: &(impl Fn(&T, &Extent, &[u8]) -> Result<(), ImageError> + Sync),
+        each: &(impl Fn(&T, &Extent, Result<&[u8], ImageError>) -> Result<(), ImageError> + Sync),
     ) -> Result<(), ImageError> {
         let threads = match threads {
             0 => std::thread::available_parallelism().map_or(1, Into::into),
@@ -280,9 +312,8 @@ impl Image {
             let own = start();
             let mut buffer = Vec::with_capacity(CHUNK);
             while let Some(extent) = extents.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let result = self
-                    .read_extent(extent, &mut buffer)
-                    .and_then(|()| each(&own, extent, &buffer));
+                let read = self.read_extent(extent, &mut buffer);
+                let result = each(&own, extent, read.map(|()| buffer.as_slice()));
                 if result.is_err() {
                     // Far enough for everybody to stop, and far from wrapping around.
                     next.store(usize::MAX / 2, Ordering::Relaxed);

@@ -314,6 +314,31 @@ fn damaged_contents_are_named() {
     assert_eq!(file_offset, extent.file_offset());
 }
 
+#[test]
+fn all_damages_are_told() {
+    let (_directory, path, mut bytes) = image(Compression::None);
+    let whole = Image::open(&path).unwrap();
+    assert!(whole.damages(2, &|_| ()).is_empty());
+    let places = [TEXT, RANDOM].map(|object| whole.extents(object)[0].file_offset());
+    for place in places {
+        bytes[place as usize + 17] ^= 1;
+    }
+    std::fs::write(&path, bytes).unwrap();
+    let told = std::cell::Cell::new(0);
+    let damages = Image::open(&path)
+        .unwrap()
+        .damages(2, &|done| told.set(done));
+    let found: Vec<u64> = damages
+        .iter()
+        .map(|damage| match damage {
+            ImageError::Damaged { file_offset, .. } => *file_offset,
+            other => panic!("{other}"),
+        })
+        .collect();
+    assert_eq!(found, places);
+    assert_eq!(told.get(), whole.header().logical_len);
+}
+
 /// Images of every released format must stay readable. Written by `writes_the_fixture`, once per format.
 #[test]
 fn the_golden_image_of_format_1_is_read() {

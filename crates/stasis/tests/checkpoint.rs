@@ -290,6 +290,8 @@ fn list_and_inspect_tell_what_there_is() {
         redact(&mut entry["image_bytes"], "[number]");
         redact(&mut entry["contents_bytes"], "[number]");
         redact(&mut entry["reason"], "[reason]");
+        // The shell, with or without a child at work.
+        redact(&mut entry["processes"], "[number]");
     }
     insta::assert_snapshot!("list", serde_json::to_string_pretty(&listed).unwrap());
     let table = place.done(&["list"]);
@@ -321,7 +323,7 @@ fn list_and_inspect_tell_what_there_is() {
     let mut keys: Vec<&String> = inspected.as_object().unwrap().keys().collect();
     keys.sort();
     insta::assert_snapshot!("inspect_keys", format!("{keys:#?}"));
-    let text = place.done(&["inspect", "--areas", "c-000001.ckpt"]);
+    let text = place.done(&["inspect", "--verbose", "c-000001.ckpt"]);
     assert!(
         text.out.contains("(sh), parent") && text.out.contains("[vdso]"),
         "{text:?}"

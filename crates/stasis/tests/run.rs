@@ -7,6 +7,7 @@ mod common;
 use common::{Ended, Place, kill, lives, wait_until};
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 
@@ -48,11 +49,23 @@ fn troubles_of_the_start_have_the_statuses_of_env() {
         Some(125)
     );
     assert_eq!(
-        code(&["run", "-d", "/no/such/directory", "--", "true"]).code,
+        code(&["run", "-d", "/etc/passwd/none", "--", "true"]).code,
         Some(125)
     );
     assert_eq!(code(&["run"]).code, Some(125));
     assert_eq!(code(&["no-such-verb"]).code, Some(2));
+}
+
+#[test]
+fn the_checkpoint_directory_is_made_where_it_is_missing() {
+    let place = Place::new();
+    let ended: Ended = place
+        .output(&["run", "-d", "images/of/this", "--", "true"])
+        .into();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let mode = |name: &str| fs::metadata(place.dir().join(name)).unwrap().mode() & 0o777;
+    assert_eq!(mode("images/of/this"), 0o700);
+    assert_eq!(mode("images"), 0o700);
 }
 
 #[test]

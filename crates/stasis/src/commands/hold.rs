@@ -6,6 +6,7 @@ use crate::exit;
 use crate::output::{self, ProgressLine};
 use stasis_supervisor::front::{self, End, Screen};
 use stasis_supervisor::{Error, JobName, NameLock, Settings, Start, finished};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -32,19 +33,30 @@ impl Screen for Stderr {
 }
 
 impl JobOptions {
-    /// Where checkpoints go: the option, the environment, or `otherwise`; made absolute.
+    /// Where checkpoints go: the option, the environment, or `otherwise`; made absolute. What the user has named is made
+    /// where it is missing, for nobody else to enter.
     pub fn directory(&self, otherwise: &Path) -> std::result::Result<PathBuf, Failure> {
-        let directory = match (&self.directory, std::env::var_os("STASIS_DIR")) {
-            (Some(directory), _) => directory.clone(),
-            (None, Some(directory)) if !directory.is_empty() => directory.into(),
-            (None, _) => otherwise.to_owned(),
+        let (directory, named) = match (&self.directory, std::env::var_os("STASIS_DIR")) {
+            (Some(directory), _) => (directory.clone(), true),
+            (None, Some(directory)) if !directory.is_empty() => (directory.into(), true),
+            (None, _) => (otherwise.to_owned(), false),
         };
-        std::fs::canonicalize(&directory).map_err(|error| {
-            Failure::own(format!(
-                "the checkpoint directory {}: {error}",
-                directory.display()
-            ))
-        })
+        let made = match std::fs::metadata(&directory) {
+            Err(error) if named && error.kind() == std::io::ErrorKind::NotFound => {
+                std::fs::DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o700)
+                    .create(&directory)
+            }
+            _ => Ok(()),
+        };
+        made.and_then(|()| std::fs::canonicalize(&directory))
+            .map_err(|error| {
+                Failure::own(format!(
+                    "the checkpoint directory {}: {error}",
+                    directory.display()
+                ))
+            })
     }
 
     /// Everything together.

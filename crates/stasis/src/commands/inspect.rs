@@ -17,11 +17,11 @@ use std::process::ExitCode;
 pub struct Arguments {
     /// The image
     pub image: PathBuf,
-    /// Show every memory area, too
-    #[arg(long)]
-    pub areas: bool,
-    /// As JSON (always with the memory areas)
-    #[arg(long, conflicts_with = "areas")]
+    /// Show every thread, descriptor and memory area
+    #[arg(short, long, alias = "areas")]
+    pub verbose: bool,
+    /// As JSON (always with everything)
+    #[arg(long, conflicts_with = "verbose")]
     pub json: bool,
 }
 
@@ -117,7 +117,7 @@ pub fn run(arguments: &Arguments) -> Result {
     if arguments.json {
         output::json(&summary)?;
     } else {
-        show(&summary, arguments.areas)?;
+        show(&summary, arguments.verbose)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -265,7 +265,7 @@ fn of_area(area: &Area, tree: &Tree) -> AreaSummary {
     }
 }
 
-fn show(summary: &Summary, areas: bool) -> std::io::Result<()> {
+fn show(summary: &Summary, verbose: bool) -> std::io::Result<()> {
     let taken = summary
         .taken_at
         .map_or_else(|| "?".into(), output::local_time);
@@ -277,9 +277,10 @@ fn show(summary: &Summary, areas: bool) -> std::io::Result<()> {
     output::result(format_args!("  command   {}", summary.command.join(" ")))?;
     output::result(format_args!("  taken     {taken} on {}", summary.host))?;
     output::result(format_args!(
-        "  size      {}; {} of contents (format {})",
+        "  size      {}; {} of contents{} (format {})",
         Bytes(summary.image_bytes),
         Bytes(summary.contents_bytes),
+        ratio(summary.contents_bytes, summary.stored_bytes),
         summary.format_version
     ))?;
     for process in &summary.processes {
@@ -297,7 +298,7 @@ fn show(summary: &Summary, areas: bool) -> std::io::Result<()> {
         output::result(format_args!(
             "  threads   {}: {}",
             names.len(),
-            shortened(&names)
+            shortened(&names, verbose)
         ))?;
         output::result(format_args!(
             "  memory    {} areas, {} private",
@@ -309,8 +310,11 @@ fn show(summary: &Summary, areas: bool) -> std::io::Result<()> {
             .iter()
             .map(|d| format!("{} {}", d.fd, d.kind))
             .collect();
-        output::result(format_args!("  open      {}", shortened(&descriptors)))?;
-        for area in process.areas.iter().filter(|_| areas) {
+        output::result(format_args!(
+            "  open      {}",
+            shortened(&descriptors, verbose)
+        ))?;
+        for area in process.areas.iter().filter(|_| verbose) {
             let line = format!(
                 "    {:x}-{:x} {} {}",
                 area.start, area.end, area.permissions, area.backing
@@ -337,12 +341,23 @@ fn show(summary: &Summary, areas: bool) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The first few of many.
-fn shortened(items: &[String]) -> String {
+/// How much smaller contents were made, where they were.
+fn ratio(contents: u64, stored: u64) -> String {
+    if stored == 0 || stored >= contents {
+        return String::new();
+    }
+    format!(
+        ", {:.1} times as long as stored",
+        contents as f64 / stored as f64
+    )
+}
+
+/// The first few of many, unless `all` are wanted.
+fn shortened(items: &[String], all: bool) -> String {
     const SHOWN: usize = 8;
     match items.len() {
         0 => "none".into(),
-        n if n > SHOWN => format!("{}, and {} more", items[..SHOWN].join(", "), n - SHOWN),
+        n if n > SHOWN && !all => format!("{}, and {} more", items[..SHOWN].join(", "), n - SHOWN),
         _ => items.join(", "),
     }
 }

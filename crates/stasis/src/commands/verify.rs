@@ -29,7 +29,8 @@ pub struct Arguments {
 struct Verdict<'a> {
     path: &'a Path,
     valid: bool,
-    reason: Option<String>,
+    /// Everything that is wrong.
+    damage: Vec<String>,
     contents_bytes: Option<u64>,
     image_bytes: Option<u64>,
 }
@@ -44,15 +45,15 @@ pub fn run(arguments: &Arguments) -> Result {
         output::json(&verdicts)?;
     } else {
         for verdict in &verdicts {
-            match (&verdict.reason, verdict.contents_bytes) {
-                (None, Some(bytes)) => {
-                    output::result(format_args!(
-                        "{}: valid, {} of contents",
-                        verdict.path.display(),
-                        Bytes(bytes)
-                    ))?;
-                }
-                (reason, _) => output::message(reason.as_deref().unwrap_or("not valid")),
+            if let (true, Some(bytes)) = (verdict.valid, verdict.contents_bytes) {
+                output::result(format_args!(
+                    "{}: valid, {} of contents",
+                    verdict.path.display(),
+                    Bytes(bytes)
+                ))?;
+            }
+            for damage in &verdict.damage {
+                output::message(damage);
             }
         }
     }
@@ -67,25 +68,29 @@ fn verify(path: &Path, threads: usize) -> Verdict<'_> {
             line.show("checking", done, total);
         }
     };
-    let checked = Image::open(path)
-        .map_err(|error| error.to_string())
-        .and_then(|image| {
+    let mut verdict = Verdict {
+        path,
+        valid: false,
+        damage: Vec::new(),
+        contents_bytes: None,
+        image_bytes: None,
+    };
+    match Image::open(path) {
+        Ok(image) => {
             let total = image.header().logical_len;
-            let verified = image
-                .verify(threads, &|done| show(done, total))
-                .map_err(|error| error.to_string())?;
-            Tree::of(&image).map_err(|error| error.to_string())?;
-            Ok((verified.logical_len, image.header().file_len))
-        });
+            let damages = image.damages(threads, &|done| show(done, total));
+            let described = Tree::of(&image).err().map(|error| error.to_string());
+            verdict.damage = (damages.iter().map(ToString::to_string))
+                .chain(described)
+                .collect();
+            verdict.contents_bytes = Some(total);
+            verdict.image_bytes = Some(image.header().file_len);
+        }
+        Err(error) => verdict.damage.push(error.to_string()),
+    }
+    verdict.valid = verdict.damage.is_empty();
     if let Ok(mut line) = line.lock() {
         line.clear();
     }
-    let sizes = checked.as_ref().ok();
-    Verdict {
-        path,
-        valid: checked.is_ok(),
-        contents_bytes: sizes.map(|sizes| sizes.0),
-        image_bytes: sizes.map(|sizes| sizes.1),
-        reason: checked.err(),
-    }
+    verdict
 }
