@@ -164,8 +164,8 @@ while True:
         .unwrap();
     let front = child.id();
     let program = place.read_pid("pid");
-    let pending = || {
-        fs::read_to_string(format!("/proc/{program}/status"))
+    let pending = |process: u32| {
+        !fs::read_to_string(format!("/proc/{process}/status"))
             .unwrap_or_default()
             .contains("SigPnd:\t0000000000000000\nShdPnd:\t0000000000000000")
     };
@@ -173,8 +173,8 @@ while True:
         kill("36", front);
         kill("37", format!("-{front}"));
     }
-    wait_until("signals are delivered", pending);
-    // The front has relayed all of them when it relays this one.
+    // The front relays in the order in which it takes them, and would take SIGTERM, the lowest number, first.
+    wait_until("signals are taken", || !pending(front) && !pending(program));
     kill("TERM", front);
     let ended = Ended::from(child.wait_with_output().unwrap());
     let words: Vec<&str> = ended.out.split_ascii_whitespace().collect();
