@@ -164,7 +164,7 @@ while True:
         .unwrap();
     let front = child.id();
     let program = place.read_pid("pid");
-    let pending = |process: u32| {
+    let pending = |process: i32| {
         !fs::read_to_string(format!("/proc/{process}/status"))
             .unwrap_or_default()
             .contains("SigPnd:\t0000000000000000\nShdPnd:\t0000000000000000")
@@ -174,7 +174,9 @@ while True:
         kill("37", format!("-{front}"));
     }
     // The front relays in the order in which it takes them, and would take SIGTERM, the lowest number, first.
-    wait_until("signals are taken", || !pending(front) && !pending(program));
+    wait_until("signals are taken", || {
+        !pending(front as i32) && !pending(program)
+    });
     kill("TERM", front);
     let ended = Ended::from(child.wait_with_output().unwrap());
     let words: Vec<&str> = ended.out.split_ascii_whitespace().collect();
