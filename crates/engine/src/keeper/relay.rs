@@ -8,32 +8,33 @@
 use crate::tree::{self, Stat};
 use rustix::process::Signal;
 use stasis_sys::{Pid, signal};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-/// How long a signal that the keeper has got stands for the one that the front has got. Members of a group are
-/// signalled within microseconds; the front may have to be scheduled first.
-const TOGETHER: Duration = Duration::from_millis(500);
+/// How long a signal that the keeper has got may wait for the front's word of it. Members of a group are signalled within
+/// microseconds, but on a busy machine the front may be scheduled late. What is older was sent to the keeper alone.
+const TOGETHER: Duration = Duration::from_secs(10);
 
-/// When which signal was last received.
-pub(super) struct Heard([Option<Instant>; 65]);
+/// So many of one signal are remembered: more than any queue of real-time signals holds is not worth the memory.
+const REMEMBERED: usize = 1024;
 
-impl Default for Heard {
-    fn default() -> Self {
-        Heard([None; 65])
-    }
-}
+/// When which signals were received, and not asked for since.
+#[derive(Default)]
+pub(super) struct Heard(BTreeMap<i32, VecDeque<Instant>>);
 
 impl Heard {
     pub(super) fn note(&mut self, signal: i32) {
-        if let Some(slot) = usize::try_from(signal).ok().and_then(|n| self.0.get_mut(n)) {
-            *slot = Some(Instant::now());
-        }
+        let times = self.0.entry(signal).or_default();
+        times.truncate(REMEMBERED - 1);
+        times.push_back(Instant::now());
     }
-    /// Whether `signal` has just been received, and not been asked for since.
+    /// Whether one more `signal` has been received than was asked for.
     pub(super) fn take(&mut self, signal: i32) -> bool {
-        let slot = usize::try_from(signal).ok().and_then(|n| self.0.get_mut(n));
-        slot.and_then(Option::take)
-            .is_some_and(|at| at.elapsed() < TOGETHER)
+        let Some(times) = self.0.get_mut(&signal) else {
+            return false;
+        };
+        times.retain(|at| at.elapsed() < TOGETHER);
+        times.pop_front().is_some()
     }
 }
 
@@ -133,11 +134,13 @@ mod tests {
     }
 
     #[test]
-    fn what_was_heard_counts_once() {
+    fn each_that_was_heard_counts_once() {
         let mut heard = Heard::default();
         heard.note(15);
         assert!(heard.take(15) && !heard.take(15) && !heard.take(64));
-        heard.note(1000);
-        assert!(!heard.take(-1));
+        for _ in 0..3 {
+            heard.note(37);
+        }
+        assert!(heard.take(37) && heard.take(37) && heard.take(37) && !heard.take(37));
     }
 }
