@@ -70,6 +70,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             );
             for compression in [
                 Compression::None,
+                Compression::Auto,
                 Compression::Lz4,
                 Compression::Zstd(1),
                 Compression::Zstd(3),

@@ -7,8 +7,12 @@ use crate::format::Encoding;
 use crate::format::limits::{CHUNK, PAGE};
 
 /// How contents are made smaller on the way to the disk. Chunks that do not shrink are stored as they are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Compression {
+    /// LZ4 while the disk is what an image waits for, nothing while the processor is: contents that come faster than the disk
+    /// takes them are compressed, the others stored as they are. The first 64 MiB are always compressed.
+    #[default]
+    Auto,
     /// Contents are stored as they are.
     None,
     /// LZ4 blocks.
@@ -20,16 +24,10 @@ pub enum Compression {
 /// The level meant by plain `zstd`.
 const ZSTD_DEFAULT_LEVEL: i32 = 3;
 
-impl Default for Compression {
-    /// LZ4: see the measured table in `docs/image-format.md`.
-    fn default() -> Self {
-        Compression::Lz4
-    }
-}
-
 impl fmt::Display for Compression {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Compression::Auto => f.write_str("auto"),
             Compression::None => f.write_str("none"),
             Compression::Lz4 => f.write_str("lz4"),
             Compression::Zstd(level) => write!(f, "zstd:{level}"),
@@ -39,7 +37,9 @@ impl fmt::Display for Compression {
 
 /// A compression that this program does not know.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown compression {0:?}; use none, lz4, zstd, or zstd:LEVEL with a level from 1 to 19")]
+#[error(
+    "unknown compression {0:?}; use auto, none, lz4, zstd, or zstd:LEVEL with a level from 1 to 19"
+)]
 pub struct ParseCompressionError(String);
 
 impl FromStr for Compression {
@@ -48,6 +48,7 @@ impl FromStr for Compression {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let unknown = || ParseCompressionError(text.to_owned());
         match text {
+            "auto" => Ok(Compression::Auto),
             "none" | "off" => Ok(Compression::None),
             "lz4" => Ok(Compression::Lz4),
             "zstd" => Ok(Compression::Zstd(ZSTD_DEFAULT_LEVEL)),
@@ -70,7 +71,7 @@ impl Compressor {
     pub(crate) fn new(compression: Compression) -> Self {
         let (zstd, capacity) = match compression {
             Compression::None => (None, 0),
-            Compression::Lz4 => (
+            Compression::Auto | Compression::Lz4 => (
                 None,
                 lz4_flex::block::get_maximum_output_size(CHUNK).next_multiple_of(PAGE),
             ),
@@ -94,7 +95,7 @@ impl Compressor {
         }
         let (encoding, len) = match self.compression {
             Compression::None => return None,
-            Compression::Lz4 => (
+            Compression::Auto | Compression::Lz4 => (
                 Encoding::Lz4,
                 lz4_flex::block::compress_into(input, &mut self.output).ok()?,
             ),
@@ -175,6 +176,7 @@ mod tests {
     #[test]
     fn names_are_read_and_written() {
         for (text, compression) in [
+            ("auto", Compression::Auto),
             ("none", Compression::None),
             ("off", Compression::None),
             ("lz4", Compression::Lz4),

@@ -6,13 +6,13 @@
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use crate::chunk::{Chunk, Cursor, worth_storing};
 use crate::compression::{Compression, Compressor};
 use crate::error::ImageError;
-use crate::flusher::Flusher;
+use crate::flusher::{Flusher, Pace};
 use crate::format::limits::{CHUNK, HEADER_LEN, INDEX_LEN, METADATA_LEN, PAGE};
 use crate::format::{self, Encoding, Extent, Header, ObjectId, Section};
 use crate::partial::Partial;
@@ -74,6 +74,7 @@ pub struct Committed {
 /// An image being written. Dropping it without [`commit`](ImageWriter::commit) removes what was written.
 pub struct ImageWriter {
     flusher: Mutex<Flusher>,
+    pace: Arc<Pace>,
     partial: Partial,
     options: WriteOptions,
     created: SystemTime,
@@ -110,6 +111,7 @@ impl ImageWriter {
         };
         Ok(ImageWriter {
             flusher: Mutex::default(),
+            pace: Arc::default(),
             partial: Partial::create(final_path)?,
             options: WriteOptions { threads, ..options },
             created: SystemTime::now(),
@@ -243,7 +245,13 @@ impl ImageWriter {
         let parts: Vec<_> = worth_storing(data, offset).collect();
         for part in parts {
             let hash = blake3::hash(&worker.buffer[part.clone()]).into();
-            let compressed = worker.compressor.compress(&worker.buffer[part.clone()]);
+            let hurried = self.options.compression == Compression::Auto
+                && !self.pace.is_behind(self.end.load(Ordering::Relaxed));
+            let compressed = if hurried {
+                None
+            } else {
+                worker.compressor.compress(&worker.buffer[part.clone()])
+            };
             let (encoding, stored_len, padded) = match compressed {
                 Some(compressed) => compressed,
                 None => {
@@ -275,7 +283,8 @@ impl ImageWriter {
         let offset = self.end.fetch_add(pages.len() as u64, Ordering::Relaxed);
         self.write(pages, offset)?;
         if Flusher::is_due(offset, offset + pages.len() as u64) {
-            lock(&self.flusher).request(self.partial.file());
+            let end = offset + pages.len() as u64;
+            lock(&self.flusher).request(self.partial.file(), &self.pace, end);
         }
         Ok(offset)
     }
@@ -345,7 +354,9 @@ impl ImageWriter {
 
         let compressed = match self.options.compression {
             // Metadata is small next to contents: the level matters little, its size on a slow file system may.
-            Compression::Lz4 | Compression::Zstd(_) => zstd::bulk::compress(metadata, 3).ok(),
+            Compression::Auto | Compression::Lz4 | Compression::Zstd(_) => {
+                zstd::bulk::compress(metadata, 3).ok()
+            }
             Compression::None => None,
         };
         let (metadata_encoding, metadata_stored) = match &compressed {

@@ -58,7 +58,7 @@ pub struct JobOptions {
     /// Save and stop the job when this command receives SIGNAL, and exit with status 85
     #[arg(long, value_name = "SIGNAL", value_parser = signal_name::parse_trigger)]
     pub stop_signal: Option<i32>,
-    /// How checkpoints are compressed: none, lz4, zstd or zstd:LEVEL
+    /// How checkpoints are compressed: auto (lz4 where the disk is slower than that), none, lz4, zstd or zstd:LEVEL
     #[arg(long, value_name = "HOW", default_value_t)]
     pub compress: Compression,
     /// Threads that write a checkpoint; 0 is one for each processor
