@@ -10,6 +10,7 @@
 #include <sys/select.h>
 #include <sys/socket.h>
 #include <sys/time.h>
+#include <sys/uio.h>
 
 /* In the time of CLOCK_MONOTONIC: `wanted` has passed since `start`. */
 static void expect_passed(const char *what, int64_t start, int64_t wanted) {
@@ -57,6 +58,60 @@ static void transfers(void) {
     int status;
     CHECK(waitpid(child, &status, 0) == child);
     CHECK_EQ(status, 0);
+}
+
+/* The same in pieces, of which a stop may cut any. */
+static void vectors(void) {
+    int ends[2];
+    CHECK(pipe(ends) == 0);
+    enum { PIECES = 5, PIECE = 200 << 10, SIZE = PIECES * PIECE };
+    static char data[SIZE], got[SIZE];
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        close(ends[0]);
+        for (uint64_t round = 0; going(); round++) {
+            fill(data, SIZE, round);
+            struct iovec pieces[PIECES], before[PIECES];
+            for (int i = 0; i < PIECES; i++) pieces[i] = (struct iovec){data + i * PIECE, PIECE};
+            memcpy(before, pieces, sizeof pieces);
+            CHECK_EQ(writev(ends[1], pieces, PIECES), SIZE);
+            CHECK(memcmp(before, pieces, sizeof pieces) == 0);
+        }
+        _exit(0);
+    }
+    close(ends[1]);
+    for (uint64_t round = 0;; round++) {
+        size_t have = 0;
+        while (have < SIZE) {
+            ssize_t n = read(ends[0], got + have, SIZE - have);
+            CHECK(n >= 0);
+            if (n == 0) break;
+            have += (size_t)n;
+        }
+        if (have == 0) break;
+        CHECK_EQ(have, SIZE);
+        expect_filled(got, SIZE, round);
+        sleep_ms(1);
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK_EQ(status, 0);
+}
+
+/* Reads of devices that never end, and that look for signals between two pages. */
+static void devices(void) {
+    enum { SIZE = 1 << 20 };
+    static char data[SIZE];
+    int zero = open("/dev/zero", O_RDONLY), random = open("/dev/urandom", O_RDONLY);
+    CHECK(zero >= 0 && random >= 0);
+    while (going()) {
+        memset(data, 1, SIZE);
+        CHECK_EQ(read(zero, data, SIZE), SIZE);
+        expect_zero(data, SIZE);
+        CHECK_EQ(read(random, data, SIZE), SIZE);
+        CHECK_EQ(syscall(SYS_getrandom, data, SIZE, 0), SIZE);
+    }
 }
 
 static void files(void) {
@@ -268,6 +323,7 @@ static void computes(void) {
 
 static const struct check_case cases[] = {
     {"transfers", transfers}, {"files", files},           {"naps", naps},
+    {"vectors", vectors},     {"devices", devices},
     {"polls", polls},         {"signal_waits", signal_waits}, {"semaphores", semaphores},
     {"receives", receives},   {"children", children},     {"futexes", futexes},
     {"wakes", wakes},         {"blocked", blocked},       {"computes", computes},

@@ -42,6 +42,15 @@ static void do_clock_nanosleep_boottime(void) {
     struct timespec time = at_time(CLOCK_BOOTTIME);
     CHECK_EQ(clock_nanosleep(CLOCK_BOOTTIME, TIMER_ABSTIME, &time, NULL), 0);
 }
+/* The time that is left goes to where the time was. */
+static void do_nanosleep_in_place(void) {
+    struct timespec time = in_time();
+    CHECK_EQ(syscall(SYS_nanosleep, &time, &time), 0);
+}
+static void do_clock_nanosleep_in_place(void) {
+    struct timespec time = in_time();
+    CHECK_EQ(clock_nanosleep(CLOCK_MONOTONIC, 0, &time, &time), 0);
+}
 static void do_poll(void) {
     CHECK_EQ(poll(NULL, 0, (int)length_ms), 0);
 }
@@ -54,6 +63,20 @@ static void do_poll_pipe(void) {
 static void do_ppoll(void) {
     struct timespec time = in_time();
     CHECK_EQ(ppoll(NULL, 0, &time, NULL), 0);
+}
+/* Where the kernel cannot write back what is left it gives EINTR. */
+static const struct timespec *constant_time(void) {
+    struct timespec *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(page != MAP_FAILED);
+    *page = in_time();
+    CHECK(mprotect(page, 4096, PROT_READ) == 0);
+    return page;
+}
+static void do_ppoll_constant(void) {
+    CHECK_EQ(syscall(SYS_ppoll, NULL, 0, constant_time(), NULL, 8), 0);
+}
+static void do_pselect_constant(void) {
+    CHECK_EQ(syscall(SYS_pselect6, 0, NULL, NULL, NULL, constant_time(), NULL), 0);
 }
 static void do_select(void) {
     struct timeval time = {length_ms / 1000, length_ms % 1000 * 1000};
@@ -114,6 +137,22 @@ static void do_sigtimedwait(void) {
     struct timespec time = in_time();
     CHECK(sigtimedwait(&set, NULL, &time) == -1);
     CHECK_EQ(errno, EAGAIN);
+}
+/* The registers of the arguments are the same afterwards: a compiler counts on it. */
+static void do_registers(void) {
+    int epoll = epoll_create1(0);
+    struct epoll_event event;
+    register long r10 __asm__("r10") = length_ms;
+    register long r8 __asm__("r8") = 0;
+    register long r9 __asm__("r9") = 8;
+    long result = SYS_epoll_pwait, rdi = epoll, rsi = (long)&event, rdx = 1;
+    __asm__ volatile("syscall"
+                     : "+a"(result), "+D"(rdi), "+S"(rsi), "+d"(rdx), "+r"(r10), "+r"(r8), "+r"(r9)
+                     :
+                     : "rcx", "r11", "memory");
+    long left = r10;
+    CHECK(result == 0 && rdi == epoll && rsi == (long)&event && rdx == 1 && r8 == 0 && r9 == 8);
+    CHECK_EQ(left, length_ms);
 }
 /* The handlers of the other timers shall not interrupt this thread's call. */
 static void block_all(void) {
@@ -221,9 +260,13 @@ static struct timed calls[] = {
     {"clock_nanosleep", do_clock_nanosleep, 0},
     {"clock_nanosleep_absolute", do_clock_nanosleep_absolute, 0},
     {"clock_nanosleep_boottime", do_clock_nanosleep_boottime, 0},
+    {"nanosleep_in_place", do_nanosleep_in_place, 0},
+    {"clock_nanosleep_in_place", do_clock_nanosleep_in_place, 0},
     {"poll", do_poll, 0},
     {"poll_pipe", do_poll_pipe, 0},
     {"ppoll", do_ppoll, 0},
+    {"ppoll_constant", do_ppoll_constant, 0},
+    {"pselect_constant", do_pselect_constant, 0},
     {"select", do_select, 0},
     {"pselect", do_pselect, 0},
     {"epoll_wait", do_epoll_wait, 0},
@@ -233,6 +276,7 @@ static struct timed calls[] = {
     {"futex_absolute", do_futex_absolute, 0},
     {"condition", do_condition, 0},
     {"sigtimedwait", do_sigtimedwait, 0},
+    {"registers", do_registers, 0},
     {"child", do_child, 0},
     {NULL, NULL, 0},
 };
@@ -334,6 +378,50 @@ static void intervals(void) {
     CHECK(timer_delete(timer) == 0 && timer_delete(idle) == 0);
 }
 
+/* The signal of a periodic timer waits: the kernel arms the timer again only when the signal is taken. */
+static void waiting_alarm(void) {
+    sigset_t set, now;
+    sigemptyset(&set);
+    sigaddset(&set, SIGALRM);
+    CHECK(pthread_sigmask(SIG_BLOCK, &set, NULL) == 0);
+    struct itimerval every = {{0, 20000}, {0, 20000}}, value;
+    CHECK(setitimer(ITIMER_REAL, &every, NULL) == 0);
+    do CHECK(sigpending(&now) == 0);
+    while (!sigismember(&now, SIGALRM));
+    ready_and_wait();
+    CHECK(getitimer(ITIMER_REAL, &value) == 0);
+    CHECK_EQ(value.it_interval.tv_usec, 20000);
+    for (int i = 0; i < 5; i++) CHECK_EQ(sigwaitinfo(&set, NULL), SIGALRM);
+}
+
+/* Of many one-shot timers each gives one signal, whatever it is doing when it is saved: none is lost, none comes twice. */
+static void many_timers(void) {
+    enum { TIMERS = 200 };
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGRTMIN);
+    CHECK(pthread_sigmask(SIG_BLOCK, &set, NULL) == 0);
+    static timer_t timers[TIMERS];
+    static int got[TIMERS];
+    for (int i = 0; i < TIMERS; i++) {
+        struct sigevent event = {
+            .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGRTMIN, .sigev_value.sival_int = i};
+        CHECK(timer_create(CLOCK_MONOTONIC, &event, &timers[i]) == 0);
+        struct itimerspec setting = {.it_value = {0, 1000000 + 2500000 * (long)i}};
+        CHECK(timer_settime(timers[i], 0, &setting, NULL) == 0);
+    }
+    say("ready\n");
+    siginfo_t info;
+    struct timespec soon = {0, 400000000};
+    for (int i = 0; i < TIMERS; i++) {
+        CHECK_EQ(sigwaitinfo(&set, &info), SIGRTMIN);
+        got[info.si_value.sival_int]++;
+    }
+    for (int i = 0; i < TIMERS; i++) CHECK_EQ(got[i], 1);
+    wait_go();
+    CHECK(sigtimedwait(&set, &info, &soon) == -1 && errno == EAGAIN);
+}
+
 /* No clock that promises not to goes back; none stands still or leaps. */
 static void clocks(void) {
     static const clockid_t kinds[] = {CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW, CLOCK_BOOTTIME, CLOCK_MONOTONIC_COARSE,
@@ -364,6 +452,8 @@ static void clocks(void) {
 static const struct check_case cases[] = {
     {"intervals", intervals},
     {"clocks", clocks},
+    {"waiting_alarm", waiting_alarm},
+    {"many_timers", many_timers},
 };
 
 int main(int argc, char **argv) {

@@ -83,6 +83,39 @@ fn a_program_that_waits_for_a_futex() {
 }
 
 #[test]
+fn a_program_that_waits_for_events() {
+    check("calls", Some("epoll_pwait2"));
+}
+
+#[test]
+fn a_program_that_waits_for_signals() {
+    check("calls", Some("sigtimedwait"));
+}
+
+#[test]
+fn a_sleep_that_leaves_what_is_left_in_place() {
+    check("calls", Some("nanosleep_in_place"));
+}
+
+#[test]
+fn a_signal_of_a_timer_that_waits() {
+    need!("cc");
+    verify_after_restart(
+        &Sandbox::new(),
+        &[timeouts().as_os_str(), "waiting_alarm".as_ref()],
+    );
+}
+
+#[test]
+fn many_timers() {
+    need!("cc");
+    verify_after_restart(
+        &Sandbox::new(),
+        &[timeouts().as_os_str(), "many_timers".as_ref()],
+    );
+}
+
+#[test]
 fn intervals() {
     need!("cc");
     verify_after_restart(

@@ -10,12 +10,12 @@ use crate::maps::{self, Vma};
 use crate::memory::{self, Collected, vdso};
 use crate::model::{Clocks, Process, Tree, Zombie};
 use crate::store::Store;
+use crate::timers::Fired;
 use crate::tree::{self, Stat, status_field};
-use crate::{
-    EngineError, Job, Refusal, attributes, credentials, signals, threads, timed_calls, timers,
-};
+use crate::{EngineError, Job, Refusal, attributes, credentials, signals, threads, timers};
 use stasis_sys::task::{self, Shared};
 use stasis_sys::{Pid, procfs};
+use stasis_tracee::{PendingSignal, Stopped};
 use std::collections::HashMap;
 use std::fs;
 use std::ops::Range;
@@ -373,6 +373,38 @@ fn clocks(keeper: Pid) -> Clocks {
     }
 }
 
+/// The signals that wait for a process, and for each of its threads.
+struct Queues {
+    shared: Vec<PendingSignal>,
+    own: Vec<Vec<PendingSignal>>,
+}
+
+impl Queues {
+    fn read(process: &FrozenProcess) -> Result<Queues, EngineError> {
+        let threads: Vec<&Stopped> = process
+            .threads
+            .iter()
+            .map(|thread| thread.stopped.as_ref().ok_or(EngineError::Gone))
+            .collect::<Result<_, _>>()?;
+        let first = threads.first().ok_or(EngineError::Gone)?;
+        Ok(Queues {
+            shared: first.pending_shared()?,
+            own: threads
+                .iter()
+                .map(|thread| thread.pending())
+                .collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// What has come since `before`: none is taken while the process stands still, and queues grow at their ends.
+    fn since<'a>(&'a self, before: &Queues) -> impl Iterator<Item = &'a PendingSignal> {
+        let shared = self.shared.iter().skip(before.shared.len());
+        let lengths: Vec<usize> = before.own.iter().map(Vec::len).collect();
+        let own = self.own.iter().zip(lengths);
+        shared.chain(own.flat_map(|(queue, len)| queue.iter().skip(len)))
+    }
+}
+
 #[allow(
     clippy::too_many_arguments,
     reason = "one call site; a structure would only repeat the names"
@@ -394,7 +426,6 @@ fn capture_process(
         *vdso = memory::vdso::contents(&vmas, &frozen.memory)?;
     }
     let mut states = Vec::with_capacity(frozen.threads.len());
-    let mut shared_queue = Vec::new();
     for thread in &mut frozen.threads {
         let Some(stopped) = thread.stopped.as_mut() else {
             return Err(EngineError::Gone);
@@ -403,17 +434,7 @@ fn capture_process(
         let timed_call = thread
             .sleeping
             .map(|sleeping| sleeping.timed_call(frozen_at));
-        let mut state = threads::capture(id, thread.virtual_tid, stopped, timed_call)?;
-        if states.is_empty() {
-            shared_queue = stopped.pending_shared()?;
-        }
-        let waits = |queued: &signals::Queued| !state.mask.contains(queued.number());
-        let signalled = state.pending.iter().any(waits)
-            || signals::queue(shared_queue.clone()).iter().any(waits);
-        if !signalled {
-            let _ =
-                timed_calls::without_interruption(&mut state.registers, thread.sleeping.as_ref());
-        }
+        let state = threads::capture(id, thread.virtual_tid, stopped, timed_call)?;
         states.push(state);
     }
     let mut attributes = attributes::capture(id, &status)?;
@@ -424,7 +445,8 @@ fn capture_process(
         .map(|t| (t.tid, t.virtual_tid))
         .collect();
     let count = frozen.threads.len();
-    let (signals, timers) = with_calls(frozen, count, &vmas, &status, |calls, number| {
+    let queues = Queues::read(frozen)?;
+    let (mut signals, mut timers) = with_calls(frozen, count, &vmas, &status, |calls, number| {
         if number > 0 {
             threads::capture_remotely(&mut states[number], calls)?;
             return Ok(None);
@@ -432,10 +454,21 @@ fn capture_process(
         threads::capture_remotely(&mut states[0], calls)?;
         attributes::capture_remotely(&mut attributes, calls)?;
         memory::layout::capture_remotely(&mut layout, calls)?;
-        let signals = signals::capture_remotely(std::mem::take(&mut shared_queue), calls)?;
+        let signals = signals::capture_remotely(calls)?;
         let timers = timers::capture_remotely(id, &threads_by_id, calls)?;
         Ok(Some((signals, timers)))
     })?;
+    // A timer that has fired must be either armed or a signal in a queue, and not both.
+    let now = Queues::read(frozen)?;
+    if let Some(fired) = Fired::of(now.since(&queues)) {
+        with_calls(frozen, 1, &vmas, &status, |calls, _| {
+            timers::capture_fired_remotely(&mut timers, &fired, calls).map(Some)
+        })?;
+    }
+    signals.pending = signals::queue(now.shared);
+    for (state, pending) in states.iter_mut().zip(now.own) {
+        state.pending = signals::queue(pending);
+    }
     let areas = memory::areas(frozen.pid, &vmas, files, collected)?;
     Ok(Process {
         pid: frozen.virtual_pid,

@@ -6,6 +6,7 @@
 
 use crate::EngineError;
 use crate::error::Context;
+use crate::interruptions::{self, Continued};
 use crate::timed_calls::{self, Sleeping};
 use crate::tree::{self, Stat};
 use stasis_sys::{Pid, procfs};
@@ -22,8 +23,10 @@ pub struct FrozenThread {
     pub virtual_tid: Pid,
     /// The stop; taken out while remote calls are made.
     pub stopped: Option<Stopped>,
-    /// What it slept in before the freeze, where that has a time limit.
+    /// The call that it is stopped in, where that has a time limit.
     pub sleeping: Option<Sleeping>,
+    /// Where it continues that call, if it has to.
+    pub continued: Option<Continued>,
 }
 
 /// One stopped process.
@@ -114,11 +117,13 @@ impl Drop for Catch {
         for (_, running) in std::mem::take(&mut self.running) {
             // A running thread cannot be detached: stop it first. One that cannot stop is let go when the tracing thread ends.
             let _ = running.interrupt();
-            if let Ok(stopped) = running.wait(Duration::from_millis(20), &mut born) {
+            if let Ok(mut stopped) = running.wait(Duration::from_millis(20), &mut born) {
+                let _ = interruptions::restart(&mut stopped);
                 let _ = stopped.detach();
             }
         }
-        for (_, stopped) in std::mem::take(&mut self.stopped) {
+        for (_, mut stopped) in std::mem::take(&mut self.stopped) {
+            let _ = interruptions::restart(&mut stopped);
             let _ = stopped.detach();
         }
         for tid in born.0 {
@@ -137,21 +142,23 @@ fn attempt(
     known: &HashMap<Pid, Sleeping>,
 ) -> Result<Frozen, EngineError> {
     let mut catch = Catch::default();
-    let mut sleeping: HashMap<Pid, Sleeping> = HashMap::new();
-    let clock = timed_calls::scheduler_clock();
-    loop {
-        let mut fresh = Vec::new();
-        let members: Vec<Pid> = tree::descendants(keeper)
+    let members = || -> Vec<Pid> {
+        tree::descendants(keeper)
             .into_iter()
             .filter(|pid| !ours.contains(pid))
-            .collect();
+            .collect()
+    };
+    let looks = timed_calls::look(members().into_iter().flat_map(|pid| {
+        let threads = tree::threads(pid);
+        threads.into_iter().map(move |tid| (pid, tid))
+    }));
+    loop {
+        let mut fresh = Vec::new();
+        let members = members();
         for pid in &members {
             for tid in tree::threads(*pid) {
                 if catch.stopped.contains_key(&tid) || catch.running.contains_key(&tid) {
                     continue;
-                }
-                if let Some(found) = timed_calls::look(*pid, tid, clock, known) {
-                    sleeping.insert(tid, found);
                 }
                 match Running::seize(tid) {
                     Ok(running) => {
@@ -197,7 +204,9 @@ fn attempt(
             }
         }
         if fresh.is_empty() {
-            return assemble(&members, catch, &mut sleeping);
+            let mut frozen = assemble(&members, catch)?;
+            interruptions::hide(&mut frozen, &looks, known);
+            return Ok(frozen);
         }
     }
 }
@@ -267,11 +276,7 @@ fn untraceable(pid: Pid, stat: &Stat, error: TraceError) -> EngineError {
     }])
 }
 
-fn assemble(
-    members: &[Pid],
-    mut catch: Catch,
-    sleeping: &mut HashMap<Pid, Sleeping>,
-) -> Result<Frozen, EngineError> {
+fn assemble(members: &[Pid], mut catch: Catch) -> Result<Frozen, EngineError> {
     let mut frozen = Frozen::default();
     for &pid in members {
         let Some(stat) = Stat::read(pid) else {
@@ -292,7 +297,8 @@ fn assemble(
                 tid,
                 virtual_tid: tid,
                 stopped: Some(stopped),
-                sleeping: sleeping.remove(&tid),
+                sleeping: None,
+                continued: None,
             });
         }
         if threads.is_empty() {
@@ -378,10 +384,9 @@ impl Drop for Frozen {
         for process in &mut self.processes {
             let mut threads = Vec::with_capacity(process.threads.len());
             for thread in &mut process.threads {
-                if let Some(mut stopped) = thread.stopped.take() {
-                    let _ = timed_calls::hide_interruption(&mut stopped, thread.sleeping.as_ref());
-                    threads.push(stopped);
-                }
+                // Its death is noticed by whoever waits for it.
+                let _ = interruptions::refresh(thread, &process.memory);
+                threads.extend(thread.stopped.take());
             }
             all.push((process.pid, process.stopped_by.is_some(), threads));
         }

@@ -105,14 +105,11 @@ pub fn ignores_trap(status: &str) -> bool {
     set(status, "SigIgn").contains(libc::SIGTRAP)
 }
 
-/// Captures the actions; the queue is read from outside by the caller.
+/// Captures the actions; the queue is read from outside by the caller, who knows when.
 ///
 /// # Errors
 /// When a remote call fails.
-pub fn capture_remotely(
-    pending: Vec<PendingSignal>,
-    calls: &mut Calls<'_>,
-) -> Result<State, EngineError> {
+pub fn capture_remotely(calls: &mut Calls<'_>) -> Result<State, EngineError> {
     let mut actions = Vec::new();
     let asked = SignalSet::ALL.without(libc::SIGKILL).without(libc::SIGSTOP);
     for signal in asked.iter() {
@@ -128,7 +125,7 @@ pub fn capture_remotely(
     }
     Ok(State {
         actions,
-        pending: queue(pending),
+        pending: Vec::new(),
     })
 }
 

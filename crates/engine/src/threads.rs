@@ -125,8 +125,8 @@ pub fn abort_restartable_sequence(
     let length = memory.read_u64(descriptor + 16).context(reading)?;
     let abort = memory.read_u64(descriptor + 24).context(reading)?;
     let mut registers = thread.registers()?;
-    if registers.rip.wrapping_sub(start) < length {
-        registers.rip = abort;
+    if registers.instruction_pointer().wrapping_sub(start) < length {
+        registers.set_instruction_pointer(abort);
         let tid = thread.tid();
         memory
             .write(&[0; 8], rseq.pointer + 8)
@@ -136,7 +136,7 @@ pub fn abort_restartable_sequence(
     Ok(())
 }
 
-/// Captures what can be read from outside.
+/// Captures what can be read from outside, but for the pending signals, which belong together with the timers.
 ///
 /// # Errors
 /// When the thread has died.
@@ -156,7 +156,7 @@ pub fn capture(
         registers: thread.registers()?,
         xstate: thread.xstate()?,
         mask: thread.signal_mask()?,
-        pending: signals::queue(thread.pending()?),
+        pending: Vec::new(),
         alternate_stack: AlternateStack::default(),
         robust_list: task::robust_list(tid).context(reading("robust futex list"))?,
         clear_at_exit: 0,

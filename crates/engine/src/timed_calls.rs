@@ -1,35 +1,52 @@
-//! Interrupted system calls: a stop must not be seen as `EINTR`, nor as a longer or shorter sleep.
+//! Calls that wait for a time: a stop must not make them longer or shorter, and none ends before its time.
 //!
-//! What the kernel restarts by itself (-ERESTARTSYS, -ERESTARTNOINTR, -ERESTARTNOHAND, and -ERESTART_RESTARTBLOCK in the process
-//! that runs on) needs nothing. Two kinds need help:
+//! What the kernel does at a stop with every call that has a time limit, and what we do:
 //!
-//! - Calls that return plain `EINTR` merely because the thread was stopped (signal(7), "Interruption of system calls and
-//!   library functions by stop signals"): they are executed again, with what is left of their time.
-//! - Calls with a relative time limit, when they are continued in a restarted process: the kernel's restart block is gone. They
-//!   are issued again with the remaining time and interrupted, which arms the restart block as it was.
+//! | call | the kernel, at a stop | in the program that runs on | in the restarted one |
+//! |------|-----------------------|-----------------------------|----------------------|
+//! | nanosleep, clock_nanosleep (relative), poll, futex (FUTEX_WAIT, relative) | -ERESTART_RESTARTBLOCK: restart_syscall(2) goes on to the old end | nothing | issued remotely with the time that is left, and interrupted: the restart block is armed again |
+//! | clock_nanosleep (relative, of a processor time clock) | the same | nothing | issued again with the whole time: how much was used is not known |
+//! | ppoll, pselect6, select | writes back what is left, -ERESTARTNOHAND | nothing | issued again |
+//! | the same, with a limit in memory that cannot be written to, or with STICKY_TIMEOUTS | EINTR | continued with what is left | continued |
+//! | epoll_wait, epoll_pwait, epoll_pwait2, rt_sigtimedwait, semtimedop, io_getevents, io_pgetevents | EINTR | continued with what is left | continued |
+//! | futex (FUTEX_WAIT_BITSET, absolute), poll without a limit | -ERESTART_RESTARTBLOCK | nothing | issued again; its number, which the kernel shows no more, is remembered |
+//! | clock_nanosleep (absolute), futex (all other operations), futex_waitv, mq_timedsend, mq_timedreceive, timers | an absolute limit; a restart code | nothing | issued again: clocks go on from where they were |
+//! | recv, send, accept, connect with SO_RCVTIMEO or SO_SNDTIMEO; recvmmsg | EINTR | issued again, with the whole time: the limit is the socket's | the same |
+//! | io_uring_enter | EINTR | issued again, with the whole time | refused |
 //!
-//! How much time is left is not told by the kernel. It follows from when the thread went to sleep, which the scheduler
-//! statistics tell: `se.exec_start` of `/proc/PID/sched` is not touched while a thread sleeps. Kernels without that file let
-//! such calls start over.
+//! *Continued* is explained in [`crate::interruptions`].
+//!
+//! How much time is left is told by the kernel only for nanosleep and clock_nanosleep that ask for it: their last argument has it
+//! after the interruption. Else it follows from when the thread went to sleep ([`crate::sleep_clock`]). That is looked up before
+//! the freeze, as the stop itself is accounted for. It counts only if the thread is found stopped in the same sleep: in the same
+//! call, and without having slept again in between. Otherwise the call is one that has only just begun.
 
 use crate::EngineError;
 use crate::calls::Calls;
+use crate::sleep_clock::{self, Clocks};
 use serde::{Deserialize, Serialize};
 use stasis_sys::{Pid, procfs};
-use stasis_tracee::{Registers, Stopped};
+use stasis_tracee::arch::{self, CALL_CODE_BYTES, ERESTART_RESTARTBLOCK, IO_PGETEVENTS};
+use stasis_tracee::{Memory, Registers};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// A thread asleep in a call with a relative time limit, as seen right before the freeze.
+/// A thread stopped in a call with a relative time limit.
 #[derive(Clone, Copy, Debug)]
 pub struct Sleeping {
     /// The call's number: the original one, where the kernel says restart_syscall.
     pub number: i64,
     /// The call's arguments.
     pub arguments: [u64; 6],
-    /// When it went to sleep, on the supervisor's clock.
+    /// The time that it was to sleep from `since` on; [`UNLIMITED`] for a call whose limit is absolute or missing, of which only
+    /// the number has to be remembered.
+    pub limit: Duration,
+    /// On the supervisor's clock.
     pub since: Instant,
 }
+
+/// Stands for no relative limit.
+pub const UNLIMITED: Duration = Duration::MAX;
 
 /// The part of a sleeping call that an image keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,190 +55,268 @@ pub struct TimedCall {
     pub number: i64,
     /// Its arguments.
     pub arguments: [u64; 6],
-    /// For how long it had slept at the checkpoint.
-    pub slept: Duration,
+    /// How much of its time was left at the checkpoint.
+    pub left: Duration,
 }
 
-/// The scheduler's clock and the supervisor's at one moment.
-#[derive(Clone, Copy, Debug)]
-pub struct SchedulerClock {
-    scheduler: Duration,
-    here: Instant,
+/// How a relative limit is given, and in which argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// An `int` of milliseconds.
+    Milliseconds(usize),
+    /// The address of a `struct timespec`.
+    Timespec(usize),
+    /// The address of a `struct timeval`.
+    Timeval(usize),
 }
 
-/// Reads the scheduler's clock: the time at which this thread was last accounted for, which is now.
-#[must_use]
-pub fn scheduler_clock() -> Option<SchedulerClock> {
-    // Yielding makes the kernel account for the time up to now.
-    std::thread::yield_now();
-    let scheduler = exec_start("/proc/thread-self/sched")?;
-    Some(SchedulerClock {
-        scheduler,
-        here: Instant::now(),
-    })
-}
-
-fn exec_start(path: &str) -> Option<Duration> {
-    let text = procfs::read_to_string(path).ok()?;
-    let line = text
-        .lines()
-        .find(|line| line.starts_with("se.exec_start"))?;
-    let milliseconds: f64 = line.rsplit(':').next()?.trim().parse().ok()?;
-    Duration::try_from_secs_f64(milliseconds / 1e3).ok()
-}
-
-/// Looks at a running thread: the call that it sleeps in, where that one has a time limit of its own.
-#[must_use]
-pub fn look(
-    pid: Pid,
-    tid: Pid,
-    clock: Option<SchedulerClock>,
-    known: &HashMap<Pid, Sleeping>,
-) -> Option<Sleeping> {
-    let text = procfs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).ok()?;
-    let mut words = text.split_ascii_whitespace();
-    let number: i64 = words.next()?.parse().ok()?;
-    if number == libc::SYS_restart_syscall {
-        return known.get(&tid).copied();
-    }
-    if !has_relative_limit(number) {
-        return None;
-    }
-    let mut arguments = [0u64; 6];
-    for argument in &mut arguments {
-        *argument = u64::from_str_radix(words.next()?.trim_start_matches("0x"), 16).ok()?;
-    }
-    let clock = clock?;
-    let slept = clock
-        .scheduler
-        .saturating_sub(exec_start(&format!("/proc/{pid}/task/{tid}/sched"))?);
-    Some(Sleeping {
-        number,
-        arguments,
-        since: clock.here.checked_sub(slept)?,
-    })
-}
-
-/// Calls that sleep for a time given relative to now and that the kernel does not restart by a limit it has written back.
-fn has_relative_limit(number: i64) -> bool {
-    matches!(
-        number,
-        libc::SYS_nanosleep
-            | libc::SYS_clock_nanosleep
-            | libc::SYS_poll
-            | libc::SYS_futex
-            | libc::SYS_epoll_wait
-            | libc::SYS_epoll_pwait
-    )
-}
-
-/// Calls that return `EINTR` when a stop interrupts them, signal or not (signal(7)), and that can be executed again without
-/// harm, as they have done nothing yet.
-fn returns_eintr(number: i64) -> bool {
-    matches!(
-        number,
-        libc::SYS_epoll_wait
-            | libc::SYS_epoll_pwait
-            | libc::SYS_epoll_pwait2
-            | libc::SYS_semop
-            | libc::SYS_semtimedop
-            | libc::SYS_rt_sigtimedwait
-            | libc::SYS_io_getevents
-            | libc::SYS_recvfrom
-            | libc::SYS_recvmsg
-            | libc::SYS_recvmmsg
-            | libc::SYS_sendto
-            | libc::SYS_sendmsg
-            | libc::SYS_accept
-            | libc::SYS_accept4
-            | libc::SYS_connect
-            | libc::SYS_read
-            | libc::SYS_write
-            | libc::SYS_readv
-            | libc::SYS_writev
-            | FUTEX_WAITV
-            | IO_PGETEVENTS
-            | IO_URING_ENTER
-    )
-}
-
-/// Numbers that are the same on every processor (`asm-generic/unistd.h` from Linux 5.1 on) or missing from libc.
-const IO_URING_ENTER: i64 = 426;
-const FUTEX_WAITV: i64 = 449;
-#[cfg(target_arch = "x86_64")]
-const IO_PGETEVENTS: i64 = 333;
-
-const EINTR: i64 = libc::EINTR as i64;
-
-/// Corrects `registers` of a thread whose call was cut short by nothing but the stop, so that it is executed again. Returns
-/// whether there was anything to correct.
-#[must_use]
-pub fn without_interruption(registers: &mut Registers, sleeping: Option<&Sleeping>) -> bool {
-    let Some(number) = registers.interrupted_call() else {
-        return false;
-    };
-    if registers.result() != -EINTR || !returns_eintr(number) {
-        return false;
-    }
-    if matches!(number, libc::SYS_epoll_wait | libc::SYS_epoll_pwait)
-        && let Some(sleeping) = sleeping
-        && (sleeping.arguments[3] as i32) > 0
-    {
-        let limit = Duration::from_millis(sleeping.arguments[3] as u32 as u64);
-        registers.r10 = milliseconds_rounded_up(limit.saturating_sub(sleeping.since.elapsed()));
-    }
-    registers.reissue(number);
-    true
-}
-
-fn milliseconds_rounded_up(left: Duration) -> u64 {
-    left.as_nanos().div_ceil(1_000_000) as u64
-}
-
-/// Applies [`without_interruption`] to a stopped thread, unless a signal is waiting for it: then `EINTR` is the signal's doing.
-///
-/// # Errors
-/// When the thread has died.
-pub fn hide_interruption(
-    stopped: &mut Stopped,
-    sleeping: Option<&Sleeping>,
-) -> Result<(), EngineError> {
-    let mut registers = stopped.registers()?;
-    if registers.result() != -EINTR || registers.interrupted_call().is_none() {
-        return Ok(());
-    }
-    let mask = stopped.signal_mask()?;
-    let waiting = stopped
-        .pending()?
-        .into_iter()
-        .chain(stopped.pending_shared()?);
-    let interrupts = |info: stasis_tracee::PendingSignal| {
-        let number = i32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
-        !mask.contains(number)
-    };
-    if !waiting.into_iter().any(interrupts) && without_interruption(&mut registers, sleeping) {
-        stopped.set_registers(&registers)?;
-    }
-    Ok(())
-}
-
-impl Sleeping {
-    /// What an image keeps of it.
+impl Limit {
+    /// The limit of a call that has one.
     #[must_use]
-    pub fn timed_call(&self, frozen_at: Instant) -> TimedCall {
-        TimedCall {
-            number: self.number,
-            arguments: self.arguments,
-            slept: frozen_at.saturating_duration_since(self.since),
+    pub fn of(number: i64, arguments: &[u64; 6]) -> Option<Limit> {
+        const FUTEX_WAIT: u64 = 0;
+        const FUTEX_COMMAND: u64 = 0x7f;
+        const WALL_CLOCKS: [i32; 4] = [
+            libc::CLOCK_REALTIME,
+            libc::CLOCK_MONOTONIC,
+            libc::CLOCK_BOOTTIME,
+            libc::CLOCK_TAI,
+        ];
+        let limit = match number {
+            libc::SYS_nanosleep => Limit::Timespec(0),
+            libc::SYS_clock_nanosleep
+                if arguments[1] as i32 & libc::TIMER_ABSTIME == 0
+                    && WALL_CLOCKS.contains(&(arguments[0] as i32)) =>
+            {
+                Limit::Timespec(2)
+            }
+            libc::SYS_poll => Limit::Milliseconds(2),
+            libc::SYS_futex if arguments[1] & FUTEX_COMMAND == FUTEX_WAIT => Limit::Timespec(3),
+            libc::SYS_epoll_wait | libc::SYS_epoll_pwait => Limit::Milliseconds(3),
+            libc::SYS_epoll_pwait2 | libc::SYS_semtimedop => Limit::Timespec(3),
+            libc::SYS_rt_sigtimedwait | libc::SYS_ppoll => Limit::Timespec(2),
+            libc::SYS_io_getevents | IO_PGETEVENTS | libc::SYS_pselect6 => Limit::Timespec(4),
+            libc::SYS_select => Limit::Timeval(4),
+            _ => return None,
+        };
+        let limited = match limit {
+            Limit::Milliseconds(n) => arguments[n] as i32 >= 0,
+            Limit::Timespec(n) | Limit::Timeval(n) => arguments[n] != 0,
+        };
+        limited.then_some(limit)
+    }
+
+    /// The argument that holds it.
+    #[must_use]
+    pub fn argument(self) -> usize {
+        match self {
+            Limit::Milliseconds(n) | Limit::Timespec(n) | Limit::Timeval(n) => n,
+        }
+    }
+
+    fn read(self, arguments: &[u64; 6], memory: &Memory) -> Option<Duration> {
+        match self {
+            Limit::Milliseconds(n) => Some(Duration::from_millis(
+                u64::try_from(arguments[n] as i32).ok()?,
+            )),
+            Limit::Timespec(n) => read_timespec(memory, arguments[n]),
+            Limit::Timeval(n) => {
+                let seconds = memory.read_u64(arguments[n]).ok()?;
+                let microseconds = memory.read_u64(arguments[n] + 8).ok()?;
+                Duration::from_secs(seconds).checked_add(Duration::from_micros(microseconds))
+            }
+        }
+    }
+
+    /// The argument for `left`, rounded up, and what it points to, to be put at `room`.
+    #[must_use]
+    pub fn encode(self, left: Duration, room: u64) -> (u64, Vec<u8>) {
+        let words = |seconds: u64, fraction: u64| {
+            let mut bytes = seconds.to_le_bytes().to_vec();
+            bytes.extend(fraction.to_le_bytes());
+            bytes
+        };
+        match self {
+            Limit::Milliseconds(_) => {
+                let milliseconds = left.as_nanos().div_ceil(1_000_000);
+                (milliseconds.min(i32::MAX as u128) as u64, Vec::new())
+            }
+            Limit::Timespec(_) => (room, words(left.as_secs(), left.subsec_nanos().into())),
+            Limit::Timeval(_) => {
+                let microseconds = left.as_nanos().div_ceil(1000) as u64;
+                let bytes = words(microseconds / 1_000_000, microseconds % 1_000_000);
+                (room, bytes)
+            }
         }
     }
 }
 
-const FUTEX_WAIT: u64 = 0;
-const FUTEX_COMMAND: u64 = 0x7f;
+fn read_timespec(memory: &Memory, address: u64) -> Option<Duration> {
+    let seconds = memory.read_u64(address).ok()?;
+    let nanoseconds = u32::try_from(memory.read_u64(address + 8).ok()?).ok()?;
+    Duration::from_secs(seconds).checked_add(Duration::from_nanos(nanoseconds.into()))
+}
 
-/// The registers with which a restarted thread goes on, given those of the checkpoint: the call that it was in is continued, its
-/// time limit what was left of it. Must be the last remote call of the thread.
+/// A thread asleep in a call with a time limit, as seen before the freeze.
+#[derive(Clone, Copy, Debug)]
+pub struct Look {
+    number: i64,
+    arguments: [u64; 6],
+    sleeps: u64,
+    since: Instant,
+}
+
+/// Looks at running threads, given with their processes: which of them sleep in a call with a time limit, since when.
+#[must_use]
+pub fn look(threads: impl Iterator<Item = (Pid, Pid)>) -> HashMap<Pid, Look> {
+    let seen: Vec<_> = threads.filter_map(|(pid, tid)| asleep(pid, tid)).collect();
+    // The clocks are read after all threads.
+    let mut clocks = Clocks::new();
+    let looks = seen.into_iter().filter_map(|one| {
+        let look = Look {
+            number: one.number,
+            arguments: one.arguments,
+            sleeps: one.sleeps,
+            since: clocks.at(one.processor, one.at)?,
+        };
+        Some((one.tid, look))
+    });
+    looks.collect()
+}
+
+struct Asleep {
+    tid: Pid,
+    number: i64,
+    arguments: [u64; 6],
+    sleeps: u64,
+    at: Duration,
+    processor: usize,
+}
+
+fn asleep(pid: Pid, tid: Pid) -> Option<Asleep> {
+    let path = format!("/proc/{pid}/task/{tid}");
+    let (number, arguments) = current_call(&path)?;
+    Limit::of(number, &arguments)?;
+    // A sleep that begins after this is one more.
+    let account = sleep_clock::account(&path)?;
+    let processor = sleep_clock::processor(pid, tid)?;
+    // Still in the same call: so the account was that of this sleep, or of one before it.
+    (current_call(&path)? == (number, arguments)).then_some(())?;
+    Some(Asleep {
+        tid,
+        number,
+        arguments,
+        sleeps: account.sleeps,
+        at: account.at?,
+        processor,
+    })
+}
+
+fn current_call(path: &str) -> Option<(i64, [u64; 6])> {
+    let text = procfs::read_to_string(format!("{path}/syscall")).ok()?;
+    let mut words = text.split_ascii_whitespace();
+    let number: i64 = words.next()?.parse().ok()?;
+    let mut arguments = [0u64; 6];
+    for argument in &mut arguments {
+        *argument = u64::from_str_radix(words.next()?.trim_start_matches("0x"), 16).ok()?;
+    }
+    Some((number, arguments))
+}
+
+/// Time by which a call may be over without its thread having run.
+const OVERDUE: Duration = Duration::from_secs(1);
+
+/// The call with a time limit that a thread is stopped in. `known` are those of the last checkpoint.
+#[must_use]
+pub fn resolve(
+    pid: Pid,
+    tid: Pid,
+    registers: &Registers,
+    memory: &Memory,
+    look: Option<&Look>,
+    known: Option<&Sleeping>,
+) -> Option<Sleeping> {
+    let now = Instant::now();
+    let arguments = registers.arguments();
+    let interrupted = registers.interrupted_call()?;
+    let blocked = registers.result() == -ERESTART_RESTARTBLOCK;
+    if !blocked && registers.result() != -i64::from(libc::EINTR) {
+        return None;
+    }
+    let continued = interrupted == libc::SYS_restart_syscall;
+    let known = known.filter(|known| {
+        let overdue = known.limit.saturating_add(OVERDUE);
+        let still = now.saturating_duration_since(known.since) < overdue;
+        continued && known.arguments == arguments && still
+    });
+    let number = match known {
+        Some(known) => known.number,
+        None if continued => number_in_code(registers, memory)?,
+        None => interrupted,
+    };
+    let began = |limit, since| Sleeping {
+        number,
+        arguments,
+        limit,
+        since,
+    };
+    let Some(place) = Limit::of(number, &arguments) else {
+        return blocked.then(|| began(UNLIMITED, now));
+    };
+    let left_at = match number {
+        libc::SYS_nanosleep => arguments[1],
+        libc::SYS_clock_nanosleep => arguments[3],
+        _ => 0,
+    };
+    if blocked && left_at != 0 {
+        return Some(began(read_timespec(memory, left_at)?, now));
+    }
+    if let Some(known) = known {
+        return Some(*known);
+    }
+    let same = look.filter(|look| {
+        let sleeps = || sleep_clock::account(&format!("/proc/{pid}/task/{tid}"));
+        // The stop is one more.
+        !continued
+            && (look.number, look.arguments) == (number, arguments)
+            && sleeps().is_some_and(|now| now.sleeps <= look.sleeps + 1)
+    });
+    let limit = place.read(&arguments, memory)?;
+    Some(began(limit, same.map_or(now, |look| look.since)))
+}
+
+/// The number of a call that restart_syscall(2) continues, where nobody has seen it before: after a stop by job control.
+fn number_in_code(registers: &Registers, memory: &Memory) -> Option<i64> {
+    let mut code = [0; CALL_CODE_BYTES];
+    let start = registers
+        .instruction_pointer()
+        .checked_sub(code.len() as u64)?;
+    memory.read(&mut code, start).ok()?;
+    arch::call_in_code(&code)
+}
+
+impl Sleeping {
+    /// How much time is left at `now`.
+    #[must_use]
+    pub fn left(&self, now: Instant) -> Duration {
+        self.limit
+            .saturating_sub(now.saturating_duration_since(self.since))
+    }
+
+    /// What an image keeps of it.
+    #[must_use]
+    pub fn timed_call(&self, now: Instant) -> TimedCall {
+        TimedCall {
+            number: self.number,
+            arguments: self.arguments,
+            left: self.left(now),
+        }
+    }
+}
+
+/// The registers with which a restarted thread goes on, given those of the checkpoint: where its call is to be continued from
+/// the kernel's restart block, that is armed again, with the time that was left. All other calls are restarted by the kernel when
+/// the thread is let go, as their result says. Must be the last remote call of the thread.
 ///
 /// # Errors
 /// When a remote call fails otherwise than the program's own would.
@@ -229,89 +324,107 @@ pub fn resume_registers(
     saved: &Registers,
     timed_call: Option<&TimedCall>,
     calls: &mut Calls<'_>,
-) -> Result<Registers, EngineError> {
-    use stasis_tracee::arch::{ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS};
+) -> Result<(Registers, Option<Sleeping>), EngineError> {
     let mut registers = *saved;
     let Some(number) = saved.interrupted_call() else {
-        return Ok(registers);
+        return Ok((registers, None));
     };
-    match -saved.result() {
-        ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => registers.reissue(number),
-        ERESTART_RESTARTBLOCK => match timed_call {
-            Some(call) => return rearm(registers, call, calls),
-            None if number != libc::SYS_restart_syscall => registers.reissue(number),
+    if saved.result() != -ERESTART_RESTARTBLOCK {
+        return Ok((registers, None));
+    }
+    match timed_call {
+        Some(call) => return rearm(registers, call, calls),
+        None if number != libc::SYS_restart_syscall => registers.reissue(number),
+        None => match number_in_code(saved, calls.memory) {
+            Some(number) => registers.reissue(number),
             None => {
                 // Which call it was is not known any more: the program sees what a signal would have caused.
-                registers.rax = -EINTR as u64;
-                registers.orig_rax = u64::MAX;
+                registers.set_result(-i64::from(libc::EINTR));
+                registers.end_call();
             }
         },
-        // The call is over; the kernel must not look at it again.
-        _ => registers.orig_rax = u64::MAX,
     }
-    Ok(registers)
+    Ok((registers, None))
 }
 
 fn rearm(
     mut registers: Registers,
     call: &TimedCall,
     calls: &mut Calls<'_>,
-) -> Result<Registers, EngineError> {
-    let mut arguments = call.arguments;
-    let result = match call.number {
-        libc::SYS_nanosleep => {
-            arguments[0] = remaining_timespec(call, arguments[0], calls)?;
-            calls
-                .remote
-                .call_and_interrupt("nanosleep", call.number, &arguments)?
-        }
-        libc::SYS_clock_nanosleep => {
-            arguments[2] = remaining_timespec(call, arguments[2], calls)?;
-            calls
-                .remote
-                .call_and_interrupt("clock_nanosleep", call.number, &arguments)?
-        }
-        libc::SYS_poll if (arguments[2] as i32) >= 0 => {
-            let limit = Duration::from_millis(arguments[2] & 0xffff_ffff);
-            arguments[2] = milliseconds_rounded_up(limit.saturating_sub(call.slept));
-            calls
-                .remote
-                .call_and_interrupt("poll", call.number, &arguments)?
-        }
-        libc::SYS_futex if arguments[1] & FUTEX_COMMAND == FUTEX_WAIT && arguments[3] != 0 => {
-            arguments[3] = remaining_timespec(call, arguments[3], calls)?;
-            calls
-                .remote
-                .call_and_interrupt("futex", call.number, &arguments)?
-        }
+) -> Result<(Registers, Option<Sleeping>), EngineError> {
+    let name = match call.number {
+        libc::SYS_nanosleep => "nanosleep",
+        libc::SYS_clock_nanosleep => "clock_nanosleep",
+        libc::SYS_poll => "poll",
+        libc::SYS_futex => "futex",
         _ => {
             registers.reissue(call.number);
-            return Ok(registers);
+            return Ok((registers, None));
         }
     };
-    if result == -stasis_tracee::arch::ERESTART_RESTARTBLOCK {
-        // The kernel sees a restartable call that was interrupted, and its restart block is armed.
-        registers.orig_rax = call.number as u64;
-    } else {
-        registers.rax = result as u64;
-        registers.orig_rax = u64::MAX;
+    let mut arguments = call.arguments;
+    let Some(limit) = Limit::of(call.number, &arguments) else {
+        registers.reissue(call.number);
+        return Ok((registers, None));
+    };
+    let (argument, bytes) = limit.encode(call.left, calls.scratch);
+    calls.put(&bytes)?;
+    arguments[limit.argument()] = argument;
+    let result = calls
+        .remote
+        .call_and_interrupt(name, call.number, &arguments)?;
+    if result != -ERESTART_RESTARTBLOCK {
+        registers.set_result(result);
+        registers.end_call();
+        return Ok((registers, None));
     }
-    Ok(registers)
+    // The kernel sees a restartable call that was interrupted, and its restart block is armed.
+    registers.restart_call(call.number, ERESTART_RESTARTBLOCK);
+    let sleeping = Sleeping {
+        number: call.number,
+        arguments: call.arguments,
+        limit: call.left,
+        since: Instant::now(),
+    };
+    Ok((registers, Some(sleeping)))
 }
 
-/// Puts what is left of the `struct timespec` at `address` into the scratch page, and returns where.
-fn remaining_timespec(
-    call: &TimedCall,
-    address: u64,
-    calls: &Calls<'_>,
-) -> Result<u64, EngineError> {
-    use crate::error::Context;
-    let reading = || "reading a saved time limit".to_owned();
-    let seconds = calls.memory.read_u64(address).context(reading)?;
-    let nanoseconds = calls.memory.read_u64(address + 8).context(reading)?;
-    let limit = Duration::new(seconds, u32::try_from(nanoseconds).unwrap_or(0));
-    let left = limit.saturating_sub(call.slept);
-    let mut bytes = left.as_secs().to_le_bytes().to_vec();
-    bytes.extend(u64::from(left.subsec_nanos()).to_le_bytes());
-    calls.put(&bytes)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_rounded_up() {
+        let left = Duration::from_nanos(1_000_001);
+        assert_eq!(Limit::Milliseconds(3).encode(left, 0), (2, Vec::new()));
+        let (address, bytes) = Limit::Timespec(0).encode(left, 7);
+        assert_eq!(
+            (address, bytes[8..].to_vec()),
+            (7, 1_000_001u64.to_le_bytes().to_vec())
+        );
+        let (_, bytes) = Limit::Timeval(4).encode(left, 7);
+        assert_eq!(bytes[8..], 1001u64.to_le_bytes());
+    }
+
+    #[test]
+    fn unlimited_and_absolute_calls_have_no_limit() {
+        let arguments = |at: usize, value: u64| {
+            let mut arguments = [0; 6];
+            arguments[at] = value;
+            arguments
+        };
+        assert_eq!(Limit::of(libc::SYS_poll, &arguments(2, u64::MAX)), None);
+        assert_eq!(
+            Limit::of(libc::SYS_poll, &arguments(2, 5)),
+            Some(Limit::Milliseconds(2))
+        );
+        assert_eq!(Limit::of(libc::SYS_ppoll, &[0; 6]), None);
+        let mut absolute = arguments(2, 0x1000);
+        assert_eq!(
+            Limit::of(libc::SYS_clock_nanosleep, &absolute),
+            Some(Limit::Timespec(2))
+        );
+        absolute[1] = libc::TIMER_ABSTIME as u64;
+        assert_eq!(Limit::of(libc::SYS_clock_nanosleep, &absolute), None);
+    }
 }

@@ -6,11 +6,19 @@
 //! Rests on: `/proc/PID/timers` (CONFIG_CHECKPOINT_RESTORE) lists ids and what they notify; ids are chosen with
 //! PR_TIMER_CREATE_RESTORE_IDS (Linux 6.16) or, before that, by creating timers until the kernel's counter arrives at the wanted one.
 //! Remaining times are relative, so no clock needs to be compared.
+//!
+//! Timers go on while they are read: one that fires in between is a signal in a queue by then, and
+//! is read again ([`Fired`]).
+//!
+//! A periodic ITIMER_REAL whose SIGALRM waits shows no remaining time: the kernel arms it again when the signal is taken
+//! (`kernel/signal.c`, `dequeue_signal`). A timer that is set to no time has no interval any more, so that it is armed for a whole
+//! one: its next signal is late by the time for which this one had waited.
 
 use crate::EngineError;
 use crate::calls::Calls;
 use serde::{Deserialize, Serialize};
 use stasis_sys::{Pid, procfs};
+use stasis_tracee::PendingSignal;
 use std::collections::HashMap;
 
 /// Interval and remaining time as the kernel holds them: four words, seconds and micro- or nanoseconds each.
@@ -70,18 +78,12 @@ pub fn capture_remotely(
 ) -> Result<State, EngineError> {
     let mut state = State::default();
     for (which, setting) in state.interval_timers.iter_mut().enumerate() {
-        calls.call("getitimer", SYS_GETITIMER, &[which as u64, calls.scratch])?;
-        *setting = decode(&calls.get(0)?);
+        *setting = interval_timer(which, calls)?;
     }
     // Missing where the kernel was built without CONFIG_CHECKPOINT_RESTORE; `check` tells.
     let list = procfs::read_to_string(format!("/proc/{process}/timers")).unwrap_or_default();
     for mut timer in parse(&list) {
-        calls.call(
-            "timer_gettime",
-            libc::SYS_timer_gettime,
-            &[timer.id as u64, calls.scratch],
-        )?;
-        timer.setting = decode(&calls.get(0)?);
+        timer.setting = posix_setting(timer.id, calls)?;
         timer.thread = threads.get(&timer.thread).copied().unwrap_or(timer.thread);
         state.posix.push(timer);
     }
@@ -89,7 +91,66 @@ pub fn capture_remotely(
     Ok(state)
 }
 
-const SYS_GETITIMER: i64 = libc::SYS_getitimer;
+/// Timers that have sent a signal.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Fired {
+    /// ITIMER_REAL.
+    alarm: bool,
+    /// Those of timer_create(2), by their ids.
+    posix: Vec<i32>,
+}
+
+impl Fired {
+    /// Those that have sent one of `signals`; `None` where no timer has.
+    pub fn of<'a>(signals: impl Iterator<Item = &'a PendingSignal>) -> Option<Fired> {
+        let mut fired = Fired::default();
+        for info in signals {
+            // `si_signo`, `si_code`, `si_timerid` (`asm-generic/siginfo.h`).
+            let word = |at: usize| {
+                i32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]])
+            };
+            match (word(0), word(8)) {
+                (libc::SIGALRM, libc::SI_KERNEL) => fired.alarm = true,
+                (_, libc::SI_TIMER) => fired.posix.push(word(16)),
+                _ => {}
+            }
+        }
+        (fired != Fired::default()).then_some(fired)
+    }
+}
+
+/// Reads the timers again that have fired since they were read or right before. None of them fires again before its signal is
+/// taken, and no other must be read again: it is armed as far as the signals tell that belong to this state.
+///
+/// # Errors
+/// When a remote call fails.
+pub fn capture_fired_remotely(
+    state: &mut State,
+    fired: &Fired,
+    calls: &mut Calls<'_>,
+) -> Result<(), EngineError> {
+    if fired.alarm {
+        state.interval_timers[0] = interval_timer(0, calls)?;
+    }
+    for timer in &mut state.posix {
+        if fired.posix.contains(&timer.id) {
+            timer.setting = posix_setting(timer.id, calls)?;
+        }
+    }
+    Ok(())
+}
+
+fn interval_timer(which: usize, calls: &mut Calls<'_>) -> Result<Setting, EngineError> {
+    let arguments = [which as u64, calls.scratch];
+    calls.call("getitimer", libc::SYS_getitimer, &arguments)?;
+    Ok(decode(&calls.get(0)?))
+}
+
+fn posix_setting(id: i32, calls: &mut Calls<'_>) -> Result<Setting, EngineError> {
+    let arguments = [id as u64, calls.scratch];
+    calls.call("timer_gettime", libc::SYS_timer_gettime, &arguments)?;
+    Ok(decode(&calls.get(0)?))
+}
 
 fn parse(list: &str) -> Vec<PosixTimer> {
     let mut timers: Vec<PosixTimer> = Vec::new();
@@ -149,7 +210,7 @@ pub fn restore_remotely(state: &State, calls: &mut Calls<'_>) -> Result<(), Engi
     restore_posix(&state.posix, calls)?;
     for (which, setting) in state.interval_timers.iter().enumerate() {
         if setting != &[0; 4] {
-            let address = calls.put(&encode(setting))?;
+            let address = calls.put(&encode(&armed(setting)))?;
             calls.call(
                 "setitimer",
                 libc::SYS_setitimer,
@@ -158,6 +219,14 @@ pub fn restore_remotely(state: &State, calls: &mut Calls<'_>) -> Result<(), Engi
         }
     }
     Ok(())
+}
+
+/// The setting with which a timer goes on that has an interval or some time left.
+fn armed(setting: &Setting) -> Setting {
+    match *setting {
+        [seconds, microseconds, 0, 0] => [seconds, microseconds, seconds, microseconds],
+        running => running,
+    }
 }
 
 fn restore_posix(timers: &[PosixTimer], calls: &mut Calls<'_>) -> Result<(), EngineError> {
@@ -223,6 +292,34 @@ fn create(timer: &PosixTimer, choosable: bool, calls: &mut Calls<'_>) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_timer_whose_signal_waits_keeps_its_interval() {
+        assert_eq!(armed(&[1, 20, 0, 0]), [1, 20, 1, 20]);
+        assert_eq!(armed(&[1, 20, 0, 3]), [1, 20, 0, 3]);
+        assert_eq!(armed(&[0, 0, 0, 3]), [0, 0, 0, 3]);
+    }
+
+    #[test]
+    fn signals_tell_which_timers_have_fired() {
+        let signal = |number: i32, code: i32, timer: i32| {
+            let mut info = [0; stasis_tracee::SIGINFO_BYTES];
+            for (at, word) in [(0, number), (8, code), (16, timer)] {
+                info[at..at + 4].copy_from_slice(&word.to_ne_bytes());
+            }
+            info
+        };
+        let sent = signal(libc::SIGALRM, libc::SI_USER, 4);
+        assert_eq!(Fired::of([sent].iter()), None);
+        let all = [
+            sent,
+            signal(40, libc::SI_TIMER, 7),
+            signal(libc::SIGALRM, libc::SI_KERNEL, 0),
+        ];
+        let fired = Fired::of(all.iter()).expect("two");
+        assert!(fired.alarm);
+        assert_eq!(fired.posix, [7]);
+    }
 
     #[test]
     fn the_kernel_s_list_is_read() {

@@ -190,6 +190,8 @@ pub struct RestoreContext<'a> {
     pub terminal: Option<&'a OwnedFd>,
     /// `OLD=NEW` prefixes for paths.
     pub path_map: &'a [(String, String)],
+    /// The program's clocks at the checkpoint, where the clocks of this process go on from there.
+    pub clocks: Option<crate::model::Clocks>,
     /// What to do with files that do not match the saved memory.
     pub changed_files: ChangedFiles,
 }

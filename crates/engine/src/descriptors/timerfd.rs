@@ -1,8 +1,9 @@
 //! Timers that are read (`timerfd_create(2)`).
 //!
 //! Saved: the clock, the time left, the interval, expirations not read yet, how it was set, status flags. An absolute
-//! timer on `CLOCK_REALTIME` expires at the time of day that it was set to, at once where that has passed; every other
-//! one has after the restart what it had left. Not saved: a cancellation (`TFD_TIMER_CANCEL_ON_SET`) that was not read.
+//! timer on `CLOCK_REALTIME` expires at the time of day that it was set to, at once where that has passed; one
+//! on another clock goes on with that clock, where the restarted program's clocks go on from the checkpoint, so that what the restart
+//! takes counts; every other one has after the restart what it had left. Not saved: a cancellation (`TFD_TIMER_CANCEL_ON_SET`) that was not read.
 //!
 //! Facts: fdinfo tells all of it, but counts the expirations of a periodic timer only when it is asked for its time: a
 //! program sees no difference. `TFD_IOC_SET_TICKS` sets the unread expirations. The alarm clocks need CAP_WAKE_ALARM:
@@ -12,6 +13,7 @@ use super::fdinfo::FdInfo;
 use super::{Found, Obstacle, Opening, set_status};
 use crate::EngineError;
 use crate::error::Context;
+use crate::model::Clocks;
 use rustix::time::{
     ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime,
     timerfd_create, timerfd_gettime, timerfd_settime,
@@ -65,6 +67,15 @@ fn parse(info: &FdInfo) -> Option<State> {
     let set_flags = u32::from_str_radix(info.field("settime flags")?, 8).ok()?;
     let left = time(info.field("it_value")?)?;
     let of_day = set_flags & ABSOLUTE != 0 && [REALTIME, REALTIME_ALARM].contains(&clock);
+    let interval = time(info.field("it_interval")?)?;
+    let ticks = info.field("ticks")?.parse().ok()?;
+    // It may expire between the two looks; the kernel sets it again when it is asked the next time. One that is not set at all
+    // may have an interval, but has no expirations.
+    let left = if left.is_zero() && ticks > 0 {
+        interval
+    } else {
+        left
+    };
     let next = if left.is_zero() {
         None
     } else if of_day {
@@ -77,8 +88,8 @@ fn parse(info: &FdInfo) -> Option<State> {
     Some(State {
         clock,
         next,
-        interval: time(info.field("it_interval")?)?,
-        ticks: info.field("ticks")?.parse().ok()?,
+        interval,
+        ticks,
         cancel_on_set: matches!(next, Some(Next::At(_))) && set_flags & CANCEL_ON_SET != 0,
         flags: info.flags,
     })
@@ -118,6 +129,17 @@ fn clock(number: u32) -> Option<(TimerfdClockId, Option<TimerfdClockId>)> {
     })
 }
 
+/// What the clock of a timer that counts from the start of the machine showed at the checkpoint.
+fn clock_at(clock: u32, clocks: &Clocks) -> Option<Duration> {
+    const MONOTONIC: u32 = 1;
+    const BOOTTIME: [u32; 2] = [7, 9];
+    match clock {
+        MONOTONIC => Some(clocks.monotonic),
+        clock if BOOTTIME.contains(&clock) => Some(clocks.boottime),
+        _ => None,
+    }
+}
+
 /// Makes it again, and sets it.
 pub(super) fn restore(state: &State, opening: &mut Opening) -> Result<OwnedFd, EngineError> {
     let unknown = || EngineError::Failed(format!("a timer on the unknown clock {}", state.clock));
@@ -135,7 +157,13 @@ pub(super) fn restore(state: &State, opening: &mut Opening) -> Result<OwnedFd, E
     };
     if let Some(next) = state.next {
         let (value, absolute) = match next {
-            Next::In(left) => (left, 0),
+            Next::In(left) => match opening.context.clocks.and_then(|clocks| {
+                let then = clock_at(state.clock, &clocks)?;
+                then.checked_add(left)
+            }) {
+                Some(time) => (time, ABSOLUTE),
+                None => (left, 0),
+            },
             Next::At(time) if state.cancel_on_set => (time, ABSOLUTE | CANCEL_ON_SET),
             Next::At(time) => (time, ABSOLUTE),
         };
@@ -169,6 +197,18 @@ mod tests {
         let state = parse(&info(1, "01")).expect("complete");
         assert_eq!(state.next, Some(Next::In(Duration::new(1, 5))));
         assert_eq!((state.interval, state.ticks), (Duration::from_secs(2), 3));
+    }
+
+    #[test]
+    fn a_timer_that_expires_between_the_two_looks_goes_on() {
+        let text = |ticks| {
+            FdInfo::parse(&format!(
+                "flags: 02\nclockid: 1\nticks: {ticks}\nsettime flags: 00\nit_value: (0, 0)\nit_interval: (2, 0)\n"
+            ))
+        };
+        let expired = parse(&text(1)).expect("complete");
+        assert_eq!(expired.next, Some(Next::In(Duration::from_secs(2))));
+        assert_eq!(parse(&text(0)).expect("complete").next, None);
     }
 
     #[test]

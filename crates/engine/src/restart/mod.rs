@@ -189,6 +189,7 @@ fn context<'a>(
         stdio,
         terminal: options.terminal.as_ref(),
         path_map: &options.map_path,
+        clocks: None,
         changed_files: options.changed_files,
     }
 }
@@ -282,7 +283,10 @@ fn kernel(tree: &Tree, refusals: &mut Vec<Refusal>) -> Result<(), EngineError> {
     }
     for process in &tree.processes {
         let inside = |thread: &&crate::threads::State| {
-            crate::memory::vdso::holds(&process.memory.areas, thread.registers.rip)
+            crate::memory::vdso::holds(
+                &process.memory.areas,
+                thread.registers.instruction_pointer(),
+            )
         };
         if let Some(thread) = process.threads.iter().find(inside) {
             let reason =
@@ -640,6 +644,13 @@ impl Maker<'_> {
             high(self.supervisor.as_fd())?,
             high(self.report)?,
         );
+        // In a time namespace this process's clocks are the program's.
+        let continues = self.plan.strategy == Strategy::Namespaces
+            && std::path::Path::new("/proc/self/ns/time").exists();
+        let context = RestoreContext {
+            clocks: continues.then_some(tree.clocks),
+            ..context
+        };
         let opened = descriptors::open_all(&tree.descriptions, &context)?;
         for note in &opened.notes {
             self.note(note);

@@ -319,26 +319,14 @@ impl Finishing<'_> {
             threads::restore_remotely(state, calls, notes)?;
             credentials::restore_remotely(&saved.credentials, &now, calls)?;
             signals::requeue_to_thread(&state.pending, saved.pid, state.virtual_tid, calls)?;
-            if let Some(call) = state.timed_call {
-                let since = Instant::now()
-                    .checked_sub(call.slept)
-                    .unwrap_or_else(Instant::now);
-                let known = Sleeping {
-                    number: call.number,
-                    arguments: call.arguments,
-                    since,
-                };
-                sleeping.insert(calls.remote.tid(), known);
-            }
         }
         signals::requeue_shared(&saved.signals.pending, saved.pid, &mut all[0])?;
         attributes::restore_dumpable(&saved.attributes, &mut all[0])?;
         for (state, calls) in saved.threads.iter().zip(&mut all) {
-            ends.push(timed_calls::resume_registers(
-                &state.registers,
-                state.timed_call.as_ref(),
-                calls,
-            )?);
+            let (registers, sleeps) =
+                timed_calls::resume_registers(&state.registers, state.timed_call.as_ref(), calls)?;
+            sleeping.extend(sleeps.map(|sleeps| (calls.remote.tid(), sleeps)));
+            ends.push(registers);
         }
         self.let_go(saved, all, &ends)
     }

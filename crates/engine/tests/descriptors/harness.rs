@@ -371,6 +371,7 @@ impl Restored {
             stdio: &stdio,
             terminal,
             path_map: &[],
+            clocks: None,
             changed_files: ChangedFiles::Refuse,
         };
         let (mut report, told) = std::io::pipe().expect("a pipe");

@@ -31,28 +31,27 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    /// Binds `PID.sock`. A file of that name is left over from a dead supervisor, or belongs to a living one of
+    /// Makes `PID.sock`. A file of that name is left over from a dead supervisor, or belongs to a living one of
     /// another pid namespace: then a number is added.
+    ///
+    /// The name appears when the socket listens, and not before: a client takes a name that nobody listens behind for a dead
+    /// supervisor's and removes it.
     pub(crate) fn bind(directory: &Path) -> Result<Socket, Error> {
         let pid = Pid::current();
-        let mut path = directory.join(format!("{pid}.sock"));
+        let first = directory.join(format!("{pid}.sock"));
+        let making = || format!("making the control socket {}", first.display());
+        let unnamed = directory.join(format!("{pid}.new"));
+        let _ = fs::remove_file(&unnamed);
         let before = umask(Mode::from_bits_truncate(0o177));
-        let mut bound = UnixListener::bind(&path);
-        for number in 2..100 {
-            match &bound {
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-                _ => break,
-            }
-            if UnixStream::connect(&path).is_err() {
-                let _ = fs::remove_file(&path);
-            } else {
-                path = directory.join(format!("{pid}-{number}.sock"));
-            }
-            bound = UnixListener::bind(&path);
-        }
+        let bound = UnixListener::bind(&unnamed);
         umask(before);
-        let listener = bound.context(|| format!("making the control socket {}", path.display()))?;
-        Ok(Socket { path, listener })
+        let listener = bound.context(making)?;
+        let path = name(&unnamed, directory, pid);
+        let _ = fs::remove_file(&unnamed);
+        Ok(Socket {
+            path: path.context(making)?,
+            listener,
+        })
     }
     pub(super) fn listener(&self) -> io::Result<UnixListener> {
         self.listener.try_clone()
@@ -61,6 +60,25 @@ impl Socket {
     pub(crate) fn remove(&self) {
         let _ = fs::remove_file(&self.path);
     }
+}
+
+/// Gives the socket at `unnamed` its name, which replaces no living supervisor's.
+fn name(unnamed: &Path, directory: &Path, pid: Pid) -> io::Result<PathBuf> {
+    let mut path = directory.join(format!("{pid}.sock"));
+    let mut named = fs::hard_link(unnamed, &path);
+    for number in 2..100 {
+        match &named {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            _ => break,
+        }
+        if UnixStream::connect(&path).is_err() {
+            let _ = fs::remove_file(&path);
+        } else {
+            path = directory.join(format!("{pid}-{number}.sock"));
+        }
+        named = fs::hard_link(unnamed, &path);
+    }
+    named.map(|()| path)
 }
 
 /// Accepts connections for ever.
@@ -247,5 +265,61 @@ impl Conversation<'_> {
         };
         let _ = self.tasks.send(Task::Checkpoint(request));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[test]
+    fn a_name_that_can_be_seen_can_be_connected_to() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join(format!("{}.sock", Pid::current()));
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let looking = scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    match UnixStream::connect(&path) {
+                        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                            return false;
+                        }
+                        _ => {}
+                    }
+                }
+                true
+            });
+            for _ in 0..2000 {
+                let socket = Socket::bind(directory.path()).expect("a socket");
+                // Before it stops listening.
+                socket.remove();
+            }
+            done.store(true, Ordering::Relaxed);
+            assert!(
+                looking.join().expect("the client"),
+                "a name without a listener"
+            );
+        });
+    }
+
+    #[test]
+    fn a_living_supervisor_keeps_its_name() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let first = Socket::bind(directory.path()).expect("a socket");
+        let second = Socket::bind(directory.path()).expect("another");
+        assert_ne!(first.path, second.path);
+        drop(first);
+        let third = Socket::bind(directory.path()).expect("a dead one's");
+        assert!(
+            !third.path.to_string_lossy().contains('-'),
+            "{third:?}",
+            third = third.path
+        );
+        let left: Vec<_> = fs::read_dir(directory.path())
+            .expect("reading it")
+            .flatten()
+            .collect();
+        assert_eq!(left.len(), 2, "{left:?}");
     }
 }

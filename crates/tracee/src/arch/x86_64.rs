@@ -1,5 +1,7 @@
 //! x86-64: registers, the system call instruction, the kernel's restart codes.
 
+pub mod continuation;
+
 use serde::{Deserialize, Serialize};
 
 /// The general registers as `PTRACE_GETREGSET` with `NT_PRSTATUS` gives them (`struct user_regs_struct`,
@@ -64,6 +66,34 @@ impl Registers {
         self.rax as i64
     }
 
+    /// Sets the (negative) error or the result of the interrupted call.
+    pub fn set_result(&mut self, result: i64) {
+        self.rax = result as u64;
+    }
+
+    /// Leaves it to the kernel to restart the interrupted call, or to end it with `EINTR` where a handler runs: `code` is one
+    /// of `ERESTARTSYS` (restarted behind a handler with `SA_RESTART`) and `ERESTARTNOHAND`.
+    pub fn restart_call(&mut self, number: i64, code: i64) {
+        self.orig_rax = number as u64;
+        self.set_result(-code);
+    }
+
+    /// The interrupted call is over: the kernel must not look at its result again.
+    pub fn end_call(&mut self) {
+        self.orig_rax = u64::MAX;
+    }
+
+    /// Where the program goes on.
+    #[must_use]
+    pub fn instruction_pointer(&self) -> u64 {
+        self.rip
+    }
+
+    /// Makes the program go on elsewhere.
+    pub fn set_instruction_pointer(&mut self, address: u64) {
+        self.rip = address;
+    }
+
     /// Makes the thread execute the interrupted call again, from its beginning: the processor's instruction pointer
     /// goes back onto the two bytes of `syscall`.
     pub fn reissue(&mut self, number: i64) {
@@ -78,18 +108,19 @@ impl Registers {
         [self.rdi, self.rsi, self.rdx, self.r10, self.r8, self.r9]
     }
 
+    /// Sets the six arguments of a call.
+    pub fn set_arguments(&mut self, arguments: &[u64; 6]) {
+        [self.rdi, self.rsi, self.rdx, self.r10, self.r8, self.r9] = *arguments;
+    }
+
     /// Sets up `number` with `arguments` to be executed at `instruction`, which holds [`SYSCALL`].
     pub fn prepare_call(&mut self, instruction: u64, number: i64, arguments: &[u64]) {
-        let argument = |n: usize| arguments.get(n).copied().unwrap_or(0);
         self.rip = instruction;
         self.rax = number as u64;
-        self.orig_rax = u64::MAX;
-        self.rdi = argument(0);
-        self.rsi = argument(1);
-        self.rdx = argument(2);
-        self.r10 = argument(3);
-        self.r8 = argument(4);
-        self.r9 = argument(5);
+        self.end_call();
+        self.set_arguments(&std::array::from_fn(|n| {
+            arguments.get(n).copied().unwrap_or(0)
+        }));
     }
 
     /// Whether the thread runs 32-bit code, which is not supported.
@@ -101,6 +132,22 @@ impl Registers {
 
 /// The `syscall` instruction.
 pub const SYSCALL: [u8; 2] = [0x0f, 0x05];
+
+/// The number of io_pgetevents(2), which older C libraries do not name.
+pub const IO_PGETEVENTS: i64 = 333;
+
+/// How many bytes before the end of a system call instruction [`call_in_code`] looks at.
+pub const CALL_CODE_BYTES: usize = 7;
+
+/// The number of a call, from the code that ends with its instruction: `mov $number,%eax; syscall`, as C libraries have it.
+/// The kernel does not keep the number of a call that restart_syscall(2) continues.
+#[must_use]
+pub fn call_in_code(code: &[u8; CALL_CODE_BYTES]) -> Option<i64> {
+    match *code {
+        [0xb8, a, b, c, d, 0x0f, 0x05] => Some(i64::from(i32::from_le_bytes([a, b, c, d]))),
+        _ => None,
+    }
+}
 
 /// Code that jumps to `target` and spoils no register that a call preserves: `movabs $target, %rax; jmp *%rax`.
 #[must_use]

@@ -96,6 +96,7 @@ fn context<'a>(image: &'a Image, files: Option<&'a ReadyFiles>) -> RestoreContex
         stdio: &[None, None, None],
         terminal: None,
         path_map: &[],
+        clocks: None,
         changed_files: ChangedFiles::Refuse,
     }
 }
