@@ -220,12 +220,7 @@ fn plan(path: &Path, options: &Options, json: bool) -> Result {
         })?;
     } else {
         output::result(format_args!("image: {}", path.display()))?;
-        let strategy = match plan.strategy {
-            Strategy::Privileged => "privileged",
-            Strategy::Namespaces => "namespaces",
-            Strategy::Burn => "burn",
-        };
-        output::result(format_args!("ids: {strategy}"))?;
+        output::result(format_args!("ids: {}", plan.strategy.name()))?;
         for action in &plan.actions {
             output::result(format_args!("  {action}"))?;
         }

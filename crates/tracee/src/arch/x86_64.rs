@@ -72,6 +72,12 @@ impl Registers {
         self.orig_rax = u64::MAX;
     }
 
+    /// Where the thread goes on.
+    #[must_use]
+    pub fn instruction_pointer(&self) -> u64 {
+        self.rip
+    }
+
     /// The six arguments of a call.
     #[must_use]
     pub fn arguments(&self) -> [u64; 6] {
