@@ -113,8 +113,10 @@ pub fn revive(
         let (pid, held) = (one.pid, one.saved.stopped_by.is_some());
         ready.push((pid, held, with_threads(one, others, &mut sleeping, notes)?));
     }
-    for (process, pid) in saved.processes.iter().zip(&pids) {
-        attributes::restore_from_outside(&process.attributes, *pid, process.pid, notes);
+    for (process, (_, _, threads)) in saved.processes.iter().zip(&ready) {
+        // The files of a first thread that has ended belong to root.
+        let witness = threads.first().map_or(process.pid, Stopped::tid);
+        attributes::restore_from_outside(&process.attributes, witness, process.pid, notes);
     }
     await_zombies(saved, &hosts)?;
     faults::pass("ready")?;

@@ -116,6 +116,10 @@ pub fn run(arguments: Arguments) -> Result {
     if dry_run {
         return plan(first, &how.options(job.threads), json);
     }
+    if !path.is_dir() {
+        // What is no image is refused before a name is taken for it.
+        Image::open(first).map_err(Failure::own)?;
+    }
     let wanted = match &job.name {
         Some(name) => name.clone(),
         None => first_name.parse().map_err(Failure::own)?,
