@@ -231,4 +231,36 @@ mod tests {
         assert!(matches!(reached, Reached::Next | Reached::Missed));
         assert_eq!(children(), none);
     }
+
+    /// In rounds of the counter: forty processes below each other and beside each other, in any order of ids.
+    #[test]
+    fn a_tree_takes_a_round_and_one_for_each_descent() {
+        let ring = Ring { end: 32768 };
+        let rounds = |ids: &[i32], parents: &[Option<usize>]| {
+            let mut made = vec![false; ids.len()];
+            let (mut last, mut gone) = (Pid(20_000), 0);
+            loop {
+                let due =
+                    (0..ids.len()).filter(|&n| !made[n] && parents[n].is_none_or(|p| made[p]));
+                let Some(n) = first_due(ring, last, due.map(|n| (n, Pid(ids[n])))) else {
+                    return (gone + ring.end - 1) / ring.end;
+                };
+                gone += ring.ahead(last, Pid(ids[n]));
+                (last, made[n]) = (Pid(ids[n]), true);
+            }
+        };
+        let star: Vec<_> = (0..40).map(|n| (n > 0).then_some(0)).collect();
+        let chain: Vec<_> = (0..40_usize).map(|n| n.checked_sub(1)).collect();
+        let rising: Vec<_> = (0..40).map(|n| 1000 + n).collect();
+        assert_eq!(rounds(&rising, &star), 1);
+        assert_eq!(rounds(&rising, &chain), 1);
+        // The children's ids in any order, some lower than their parent's.
+        let mixed: Vec<_> = (0..40)
+            .map(|n| 300 + (n * 7919 + 16_000) % 32_000)
+            .collect();
+        assert!(rounds(&mixed, &star) <= 2);
+        // A chain that has gone over the end of the ring once.
+        let wrapped: Vec<_> = (0..40).map(|n| 300 + (n * 700 + 25_000) % 32_000).collect();
+        assert!(rounds(&wrapped, &chain) <= 2);
+    }
 }
