@@ -174,6 +174,15 @@ pub fn close_inherited() {
     }
 }
 
+/// Lets descriptor `fd` of this process live on through exec.
+///
+/// # Errors
+/// `EBADF`.
+pub fn keep_over_exec(fd: RawFd) -> io::Result<()> {
+    // SAFETY: numbers only; nothing is opened or closed.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFD, 0) }).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -89,31 +89,36 @@ pub fn fork_with(want: Option<Pid>, flags: u64) -> io::Result<Fork> {
     }
 }
 
-extern "C" fn end_at_once(_: *mut libc::c_void) -> libc::c_int {
-    0
-}
-
-/// Makes a process that ends at once, waits for it, and returns the id that it had: the cheapest way to make the kernel's
-/// counter of ids go on (some 30 microseconds).
+/// Makes the kernel's counter of ids go on to the next free one, without making a process: `clone(2)` is asked to deliver a
+/// pidfd to an address of the kernel's, and fails after the id was taken and before anything of the child is seen
+/// (`copy_process`, `kernel/fork.c`; Linux 5.2). Half the price, or less, of the cheapest child that lives (some 15
+/// microseconds).
 ///
 /// # Errors
-/// `EAGAIN`, `ENOMEM`.
-pub fn spend_id() -> io::Result<Pid> {
-    // Aligned as the calling convention wants it, and large enough for a function that does nothing.
-    #[repr(align(16))]
-    struct Stack([u8; 4096]);
-    let mut stack = Stack([0; 4096]);
-    // SAFETY: one past the end of the array, to which the stack grows downwards.
-    let top = unsafe { stack.0.as_mut_ptr().add(stack.0.len()) };
-    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
-    // SAFETY: the child shares this memory, runs on a stack of its own that outlives it, as CLONE_VFORK stops this thread until
-    // the child has ended, and calls nothing.
-    let rc = unsafe { libc::clone(end_at_once, top.cast(), flags, std::ptr::null_mut()) };
-    if rc < 0 {
-        return Err(io::Error::last_os_error());
+/// `EAGAIN` (process limit), `ENOMEM`; what a seccomp filter says.
+pub fn spend_id() -> io::Result<()> {
+    const NOWHERE: usize = usize::MAX - 4095;
+    // Whatever can be shared is: nothing is copied for a child that there will not be.
+    let flags = libc::CLONE_PIDFD
+        | libc::CLONE_VM
+        | libc::CLONE_VFORK
+        | libc::CLONE_FS
+        | libc::CLONE_FILES
+        | libc::CLONE_SIGHAND
+        | libc::CLONE_SYSVSEM;
+    // SAFETY: the third argument, where the pidfd is to be written, is no address of a program on any processor, so that the
+    // call fails and no child ever runs on this stack.
+    let rc = unsafe { libc::syscall(libc::SYS_clone, flags, 0usize, NOWHERE, 0usize, 0usize) };
+    if rc == 0 {
+        // In a child that cannot be: it must not run on.
+        exit_now(0);
     }
-    wait(Pid(rc), 0)?;
-    Ok(Pid(rc))
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() == Some(libc::EFAULT) {
+        Ok(())
+    } else {
+        Err(error)
+    }
 }
 
 /// What `wait4(2)` told of a child.
@@ -181,6 +186,31 @@ pub fn wait(pid: Pid, options: i32) -> io::Result<Waited> {
             }
         }
     }
+}
+
+/// Waits until a child has ended, and leaves it to be waited for (`waitid(2)` with `WNOWAIT`).
+///
+/// # Errors
+/// `ECHILD` where there is no such child; `EINTR`.
+pub fn await_end(pid: Pid) -> io::Result<()> {
+    // SAFETY: all zeros are a valid siginfo_t.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let options = libc::WEXITED | libc::WNOWAIT | libc::__WALL;
+    // SAFETY: the pointer is to a live siginfo_t.
+    let rc = unsafe { libc::waitid(libc::P_PID, pid.0 as u32, &raw mut info, options) };
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Whether `id` names a process group.
+#[must_use]
+pub fn is_group(id: Pid) -> bool {
+    // SAFETY: kill takes no pointers; signal 0 only asks.
+    let rc = unsafe { libc::kill(-id.0, 0) };
+    rc == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH)
 }
 
 /// Ends the calling process at once, without running destructors or exit handlers (`_exit(2)`): the only right end

@@ -167,6 +167,64 @@ impl Remote {
         }
     }
 
+    /// Brings the thread to the very beginning of a call that makes a thread or process: [`Remote::fire`] lets it go on, with as
+    /// little time between that and the birth as can be had from outside.
+    ///
+    /// # Errors
+    /// [`TraceError::Dead`].
+    pub fn arm(
+        &mut self,
+        name: &'static str,
+        number: i64,
+        arguments: &[u64],
+    ) -> Result<(), TraceError> {
+        self.working
+            .prepare_call(self.instruction, number, arguments);
+        ptrace::set_registers(self.tid, &self.working)?;
+        self.until_syscall_stop(name).map(drop)
+    }
+
+    /// Lets an armed thread make its child, and returns that, traced and about to stop.
+    ///
+    /// # Errors
+    /// As [`Remote::call`].
+    pub fn fire(&mut self, name: &'static str) -> Result<Child, TraceError> {
+        let born = self.until_syscall_stop(name)?;
+        let result = ptrace::registers(self.tid)?.result();
+        match born {
+            Some(tid) => Ok(Child {
+                tid,
+                virtual_tid: Pid(result as i32),
+            }),
+            None => Err(TraceError::Call {
+                name,
+                tid: self.tid,
+                source: io::Error::from_raw_os_error(-result as i32),
+            }),
+        }
+    }
+
+    fn until_syscall_stop(&mut self, what: &'static str) -> Result<Option<Pid>, TraceError> {
+        let mut born = None;
+        loop {
+            ptrace::to_syscall(self.tid)?;
+            let status = ptrace::wait(self.tid, true)?.unwrap_or(0);
+            match interpret(self.tid, status)? {
+                News::SyscallTrap => return Ok(born),
+                News::Born(child) => born = Some(child),
+                News::Stop(stop @ Stop::Group(_)) => self.stop = stop,
+                News::Stop(_) => {}
+                _ => {
+                    return Err(TraceError::Unexpected {
+                        what,
+                        tid: self.tid,
+                        status,
+                    });
+                }
+            }
+        }
+    }
+
     fn call_with_birth(
         &mut self,
         name: &'static str,

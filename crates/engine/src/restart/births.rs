@@ -6,7 +6,7 @@
 
 use crate::model::Tree;
 use stasis_sys::Pid;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// One process to be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub enum Role {
     Zombie(usize),
     /// A session leader that had ended and been waited for: only here to make the members of its session.
     LostLeader,
+    /// The leader of a process group, the same way: here until the members have joined.
+    LostGroup,
 }
 
 /// A process and what is known of it.
@@ -35,7 +37,7 @@ pub struct Node {
 }
 
 /// Who makes a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Maker {
     /// The keeper.
     Keeper,
@@ -48,21 +50,26 @@ pub enum Maker {
 pub struct Birth {
     /// Place in [`Births::nodes`].
     pub node: usize,
+    /// Who makes it.
+    pub maker: Maker,
     /// Before the maker becomes a session leader.
     pub before_session: bool,
     /// Through an intermediate process that ends at once, so that the nearest subreaper becomes the parent.
     pub adopted: bool,
 }
 
+/// Before whom a process cannot be made.
+type Needs = Vec<usize>;
+
 /// The whole plan.
 #[derive(Debug, Default)]
 pub struct Births {
     /// Every process.
     pub nodes: Vec<Node>,
-    /// What each maker makes, in order.
-    pub made_by: BTreeMap<Maker, Vec<Birth>>,
-    /// Process groups whose leader is not there: the group and the node that makes a stand-in for it.
-    pub lost_groups: Vec<(Pid, usize)>,
+    /// How each of [`Births::nodes`] is made, in the same order. Every maker makes what it makes before its session first, and
+    /// otherwise in an order of its choice.
+    pub births: Vec<Birth>,
+    needs: Vec<Needs>,
 }
 
 impl Births {
@@ -89,7 +96,24 @@ impl Births {
         };
         births.assign(tree);
         births.find_lost_groups(tree);
+        births.needs = births
+            .births
+            .iter()
+            .map(|birth| births.needs_of(birth))
+            .collect();
         births
+    }
+
+    fn needs_of(&self, birth: &Birth) -> Needs {
+        let maker = match birth.maker {
+            Maker::Keeper => None,
+            Maker::Node(maker) => Some(maker),
+        };
+        let before = self
+            .of(birth.maker)
+            .take_while(|other| other.before_session && !birth.before_session)
+            .map(|other| other.node);
+        maker.into_iter().chain(before).collect()
     }
 
     fn find(&self, pid: Pid) -> Option<usize> {
@@ -98,46 +122,40 @@ impl Births {
 
     fn assign(&mut self, tree: &Tree) {
         let known = self.nodes.len();
+        let mut leaders = Vec::new();
         for n in 0..known {
             let node = self.nodes[n];
             let parent = self.find(node.parent);
             let maker = parent.map_or(Maker::Keeper, Maker::Node);
-            let direct = |before_session| Birth {
+            let mut birth = Birth {
                 node: n,
-                before_session,
+                maker,
+                before_session: false,
                 adopted: false,
             };
-            if node.session == node.pid {
-                self.add(maker, direct(false));
-                continue;
-            }
-            match parent {
-                None if node.session == tree.outer_session => self.add(maker, direct(false)),
-                Some(parent) if self.nodes[parent].session == node.session => {
-                    self.add(maker, direct(false))
-                }
-                Some(parent) if self.birth_session(parent, tree) == node.session => {
-                    self.add(maker, direct(true))
-                }
-                _ => {
-                    let leader = self
-                        .find(node.session)
-                        .unwrap_or_else(|| self.add_lost_leader(node, maker));
-                    self.add(
-                        Maker::Node(leader),
-                        Birth {
-                            node: n,
-                            before_session: false,
-                            adopted: true,
-                        },
-                    );
+            let fits = node.session == node.pid
+                || match parent {
+                    None => node.session == tree.outer_session,
+                    Some(parent) => self.nodes[parent].session == node.session,
+                };
+            if !fits {
+                match parent {
+                    Some(parent) if self.birth_session(parent, tree) == node.session => {
+                        birth.before_session = true;
+                    }
+                    _ => {
+                        let leader = self
+                            .find(node.session)
+                            .unwrap_or_else(|| self.add_lost_leader(node, maker, &mut leaders));
+                        birth.maker = Maker::Node(leader);
+                        // Of a leader that is to end, the children are adopted anyway.
+                        birth.adopted = self.nodes[leader].role != Role::LostLeader;
+                    }
                 }
             }
+            self.births.push(birth);
         }
-    }
-
-    fn add(&mut self, maker: Maker, birth: Birth) {
-        self.made_by.entry(maker).or_default().push(birth);
+        self.births.append(&mut leaders);
     }
 
     /// The session that a session leader was born into.
@@ -150,7 +168,7 @@ impl Births {
             .map_or(tree.outer_session, |parent| self.nodes[parent].session)
     }
 
-    fn add_lost_leader(&mut self, member: Node, maker: Maker) -> usize {
+    fn add_lost_leader(&mut self, member: Node, maker: Maker, births: &mut Vec<Birth>) -> usize {
         let n = self.nodes.len();
         self.nodes.push(Node {
             role: Role::LostLeader,
@@ -159,14 +177,12 @@ impl Births {
             session: member.session,
             group: member.session,
         });
-        self.add(
+        births.push(Birth {
+            node: n,
             maker,
-            Birth {
-                node: n,
-                before_session: false,
-                adopted: false,
-            },
-        );
+            before_session: false,
+            adopted: false,
+        });
         n
     }
 
@@ -174,16 +190,51 @@ impl Births {
         let mut seen: BTreeSet<Pid> = self.nodes.iter().map(|node| node.pid).collect();
         seen.insert(tree.outer_group);
         for n in 0..self.nodes.len() {
-            let group = self.nodes[n].group;
-            if matches!(self.nodes[n].role, Role::Living(_)) && seen.insert(group) {
-                self.lost_groups.push((group, n));
+            let Node {
+                role,
+                pid,
+                session,
+                group,
+                ..
+            } = self.nodes[n];
+            if !matches!(role, Role::Living(_)) || !seen.insert(group) {
+                continue;
             }
+            self.births.push(Birth {
+                node: self.nodes.len(),
+                maker: Maker::Node(n),
+                before_session: false,
+                adopted: false,
+            });
+            self.nodes.push(Node {
+                role: Role::LostGroup,
+                pid: group,
+                parent: pid,
+                session,
+                group,
+            });
         }
     }
 
-    /// What `maker` makes.
+    /// What `maker` makes, what comes before its session first.
     pub fn of(&self, maker: Maker) -> impl Iterator<Item = &Birth> {
-        self.made_by.get(&maker).into_iter().flatten()
+        let of = move |before| {
+            move |birth: &&Birth| birth.maker == maker && birth.before_session == before
+        };
+        let births = self.births.iter();
+        births
+            .clone()
+            .filter(of(true))
+            .chain(births.filter(of(false)))
+    }
+
+    /// Which processes can be made, when those for which `made` holds are there: their places in [`Births::nodes`] and their ids.
+    pub fn due<'a>(
+        &'a self,
+        made: &'a dyn Fn(usize) -> bool,
+    ) -> impl Iterator<Item = (usize, Pid)> + 'a {
+        let ids = self.nodes.iter().map(|node| node.pid).enumerate();
+        ids.filter(move |(n, _)| !made(*n) && self.needs[*n].iter().all(|other| made(*other)))
     }
 
     /// Every id that the tree needs: processes, threads, leaders.
@@ -196,7 +247,6 @@ impl Births {
         let mut wanted: BTreeSet<Pid> = threads
             .chain(self.nodes.iter().map(|node| node.pid))
             .collect();
-        wanted.extend(self.lost_groups.iter().map(|(group, _)| *group));
         wanted.extend([tree.keeper, tree.outer_session, tree.outer_group]);
         wanted
     }

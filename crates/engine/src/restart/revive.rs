@@ -1,7 +1,8 @@
 //! Turning the skeleton into the program: memory, threads, registers, and then all at once: go.
 
-use super::{Numbers, Options, Plan, Strategy};
-use super::{fill, ids};
+use super::numbers::Numbers;
+use super::{Options, Plan, Strategy};
+use super::{executable, fill, thread_births};
 use crate::calls::Calls;
 use crate::error::Context;
 use crate::memory::restore::{self as areas, Descriptors, Places};
@@ -12,7 +13,7 @@ use crate::timed_calls::{self, Sleeping};
 use crate::{EngineError, attributes, credentials, faults, maps, signals, threads, timers, tree};
 use stasis_image::{Image, ObjectId};
 use stasis_sys::{Pid, procfs};
-use stasis_tracee::{Born, Memory, Registers, Remote, Running, Stopped};
+use stasis_tracee::{Born, Memory, Registers, Running, Stopped};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -28,7 +29,8 @@ pub struct Revived {
     pub sleeping: HashMap<Pid, Sleeping>,
 }
 
-const STOP_LIMIT: Duration = Duration::from_secs(30);
+/// For how long the kernel may take to stop a thread.
+pub const STOP_LIMIT: Duration = Duration::from_secs(30);
 
 /// A process on its way.
 struct Reviving<'a> {
@@ -64,6 +66,11 @@ pub fn revive(
         .map(|process| find(process.pid))
         .collect::<Result<_, _>>()?;
     check_relations(saved, &pids, &hosts)?;
+    let mut stopped = Vec::with_capacity(pids.len());
+    for (n, (process, pid)) in saved.processes.iter().zip(&pids).enumerate() {
+        let number = numbers.executables + n as i32;
+        stopped.push(seize(process, *pid, plan.strategy, number, notes)?);
+    }
     let memories: Vec<Memory> = pids
         .iter()
         .map(|pid| Memory::open(*pid).context(|| format!("opening the memory of process {pid}")))
@@ -71,8 +78,9 @@ pub fn revive(
     progress.step(Step::Memory);
     let mut reviving = Vec::new();
     let mut same_vdso = true;
-    for ((process, pid), memory) in saved.processes.iter().zip(&pids).zip(&memories) {
-        let (one, same) = prepare(saved, process, *pid, memory, numbers)?;
+    let taken = saved.processes.iter().zip(&pids).zip(&memories);
+    for (((process, pid), memory), stopped) in taken.zip(stopped) {
+        let (one, same) = prepare(saved, process, *pid, stopped, memory, numbers)?;
         same_vdso &= same;
         reviving.push(one);
     }
@@ -89,21 +97,26 @@ pub fn revive(
     progress.step(Step::Threads);
     let mut sleeping = HashMap::new();
     let mut ready = Vec::new();
-    let may_name_executable = plan.strategy != Strategy::Burn;
-    for (n, one) in reviving.into_iter().enumerate() {
-        let executable = may_name_executable.then_some(numbers.executables + n as i32);
-        let context = Finishing {
+    for (n, one) in reviving.iter_mut().enumerate() {
+        let executable =
+            (plan.strategy != Strategy::Burn).then_some(numbers.executables + n as i32);
+        Finishing {
             saved,
             numbers,
             executable,
             same_vdso,
-            strategy: plan.strategy,
-        };
-        let (pid, held) = (one.pid, one.saved.stopped_by.is_some());
-        ready.push((pid, held, context.finish(one, &mut sleeping, notes)?));
+        }
+        .before_threads(one, notes)?;
     }
-    for (process, pid) in saved.processes.iter().zip(&pids) {
-        attributes::restore_from_outside(&process.attributes, *pid, process.pid, notes);
+    let threads = make_threads(plan.strategy, &mut reviving)?;
+    for (one, others) in reviving.into_iter().zip(threads) {
+        let (pid, held) = (one.pid, one.saved.stopped_by.is_some());
+        ready.push((pid, held, with_threads(one, others, &mut sleeping, notes)?));
+    }
+    for (process, (_, _, threads)) in saved.processes.iter().zip(&ready) {
+        // The files of a first thread that has ended belong to root.
+        let witness = threads.first().map_or(process.pid, Stopped::tid);
+        attributes::restore_from_outside(&process.attributes, witness, process.pid, notes);
     }
     await_zombies(saved, &hosts)?;
     faults::pass("ready")?;
@@ -213,17 +226,43 @@ fn check_relations(
     Ok(())
 }
 
-/// Takes hold of a new process, throws its memory away and maps the saved areas.
+/// Takes hold of a new process, and has it execute its program's file where `/proc/PID/exe` cannot be set otherwise.
+fn seize(
+    saved: &Process,
+    pid: Pid,
+    strategy: Strategy,
+    executable: i32,
+    notes: &mut Vec<String>,
+) -> Result<Stopped, EngineError> {
+    let running = Running::seize_unfinished(pid)?;
+    running.interrupt()?;
+    let stopped = running.wait(STOP_LIMIT, &mut Born::default())?;
+    if strategy != Strategy::Burn {
+        return Ok(stopped);
+    }
+    let (stopped, executed) = executable::execute(stopped, saved, pid, executable)?;
+    if !executed {
+        notes.push(other_executable(saved));
+    }
+    Ok(stopped)
+}
+
+fn other_executable(saved: &Process) -> String {
+    format!(
+        "/proc/{}/exe shows stasis: the program's file cannot be executed, and this host does not let it be set",
+        saved.pid
+    )
+}
+
+/// Throws the memory of a new process away and maps the saved areas.
 fn prepare<'a>(
     tree: &'a Tree,
     saved: &'a Process,
     pid: Pid,
+    stopped: Stopped,
     memory: &'a Memory,
     numbers: &Numbers,
 ) -> Result<(Reviving<'a>, bool), EngineError> {
-    let running = Running::seize_unfinished(pid)?;
-    running.interrupt()?;
-    let stopped = running.wait(STOP_LIMIT, &mut Born::default())?;
     let now = maps::read(pid)?;
     let same_vdso = !faults::asked("other-vdso") && vdso::contents(&now, memory)? == tree.vdso;
     let mut places = areas::places(&saved.memory, &now)?;
@@ -257,169 +296,129 @@ fn prepare<'a>(
     ))
 }
 
-/// What the last part of a process's revival needs to know.
+/// What goes on in a process before it has its threads.
 struct Finishing<'a> {
     saved: &'a Tree,
     numbers: &'a Numbers,
+    /// Descriptor of its executable, where that is still to be set.
     executable: Option<i32>,
     same_vdso: bool,
-    strategy: Strategy,
 }
 
 impl Finishing<'_> {
-    fn finish(
+    fn before_threads(
         &self,
-        one: Reviving<'_>,
-        sleeping: &mut HashMap<Pid, Sleeping>,
+        one: &mut Reviving<'_>,
         notes: &mut Vec<String>,
-    ) -> Result<Vec<Stopped>, EngineError> {
+    ) -> Result<(), EngineError> {
         let Reviving {
             saved,
-            pid,
-            mut calls,
+            calls,
             places,
+            ..
         } = one;
-        areas::finish_areas(&saved.memory, &places, self.same_vdso, &mut calls, notes)?;
+        areas::finish_areas(&saved.memory, places, self.same_vdso, calls, notes)?;
         if !self.same_vdso {
-            vdso::redirect(&self.saved.vdso, &saved.memory.areas, &places, &mut calls)?;
+            vdso::redirect(&self.saved.vdso, &saved.memory.areas, places, calls)?;
         }
-        let named = layout::restore_remotely(&saved.memory.layout, self.executable, &mut calls)?;
-        if !named {
-            notes.push(format!(
-                "/proc/{}/exe shows stasis: this host does not let it be set",
-                saved.pid
-            ));
+        let named = layout::restore_remotely(&saved.memory.layout, self.executable, calls)?;
+        if !named && self.executable.is_some() {
+            notes.push(other_executable(saved));
         }
         calls.call(
             "close_range",
             libc::SYS_close_range,
             &[self.numbers.first_free as u64, u64::from(u32::MAX), 0],
         )?;
-        attributes::restore_remotely(&saved.attributes, &mut calls)?;
-        let status = procfs::read_to_string(format!("/proc/{pid}/status"))
-            .context(|| format!("reading process {pid}"))?;
-        let now = credentials::capture(&status);
-        let memory = calls.memory;
-        let scratch = calls.scratch;
-        let mut others = self.make_threads(saved, &mut calls, memory, scratch)?;
-        // The first thread made the others; where it had ended, the first that lived takes its part.
-        let mut first = if saved.leader_exited {
-            let next = others.remove(0);
-            calls.remote.exit()?;
-            next
-        } else {
-            calls
-        };
-        signals::restore_actions(&saved.signals, &mut first)?;
-        timers::restore_remotely(&saved.timers, &mut first)?;
-        let mut all = vec![first];
-        all.append(&mut others);
-        let mut ends = Vec::new();
-        for (state, calls) in saved.threads.iter().zip(&mut all) {
-            threads::restore_remotely(state, calls, notes)?;
-            credentials::restore_remotely(&saved.credentials, &now, calls)?;
-            signals::requeue_to_thread(&state.pending, saved.pid, state.virtual_tid, calls)?;
-        }
-        signals::requeue_shared(&saved.signals.pending, saved.pid, &mut all[0])?;
-        attributes::restore_dumpable(&saved.attributes, &mut all[0])?;
-        for (state, calls) in saved.threads.iter().zip(&mut all) {
-            let (registers, sleeps) =
-                timed_calls::resume_registers(&state.registers, state.timed_call.as_ref(), calls)?;
-            sleeping.extend(sleeps.map(|sleeps| (calls.remote.tid(), sleeps)));
-            ends.push(registers);
-        }
-        self.let_go(saved, all, &ends)
+        attributes::restore_remotely(&saved.attributes, calls)
     }
+}
 
-    /// Gives every thread its registers and mask: from here on each would run as the program.
-    fn let_go(
-        &self,
-        saved: &Process,
-        all: Vec<Calls<'_>>,
-        ends: &[Registers],
-    ) -> Result<Vec<Stopped>, EngineError> {
-        let mut stopped = Vec::with_capacity(all.len());
-        let last = all.len() - 1;
-        for (n, ((mut calls, registers), state)) in
-            all.into_iter().zip(ends).zip(&saved.threads).enumerate()
-        {
-            if n == last {
-                calls.unmap_scratch()?;
-            }
-            let mut thread = calls.remote.finish_with(registers, state.mask)?;
-            thread.set_xstate(&state.xstate)?;
-            stopped.push(thread);
-        }
-        Ok(stopped)
+/// Makes the threads of all processes but their first ones; a list for each process.
+fn make_threads<'a>(
+    strategy: Strategy,
+    reviving: &mut [Reviving<'a>],
+) -> Result<Vec<Vec<Calls<'a>>>, EngineError> {
+    let mut wanted = Vec::new();
+    for (process, one) in reviving.iter().enumerate() {
+        let others = one.saved.threads.iter();
+        wanted.extend(
+            others
+                .skip(usize::from(!one.saved.leader_exited))
+                .map(|state| thread_births::Wanted {
+                    process,
+                    id: state.virtual_tid,
+                }),
+        );
     }
+    let mut threads: Vec<Vec<Calls<'a>>> = reviving.iter().map(|_| Vec::new()).collect();
+    let mut makers: Vec<_> = reviving.iter_mut().map(|one| &mut one.calls).collect();
+    let made = thread_births::make(strategy, &mut makers, &wanted)?;
+    for (thread, calls) in wanted.iter().zip(made) {
+        threads[thread.process].push(calls);
+    }
+    Ok(threads)
+}
 
-    /// Makes all threads but the first.
-    fn make_threads<'a>(
-        &self,
-        saved: &Process,
-        calls: &mut Calls<'a>,
-        memory: &'a Memory,
-        scratch: u64,
-    ) -> Result<Vec<Calls<'a>>, EngineError> {
-        const FLAGS: i32 = libc::CLONE_VM
-            | libc::CLONE_FS
-            | libc::CLONE_FILES
-            | libc::CLONE_SIGHAND
-            | libc::CLONE_THREAD
-            | libc::CLONE_SYSVSEM;
-        /// Offset of the id in the scratch page, behind `struct clone_args`.
-        const ID_AT: u64 = 128;
-        let skip = usize::from(!saved.leader_exited);
-        let instruction = calls.remote.instruction();
-        let mut made = Vec::new();
-        for state in saved.threads.iter().skip(skip) {
-            let id_at = calls.put_at(ID_AT, &state.virtual_tid.0.to_le_bytes())?;
-            let mut arguments = [0u64; 11];
-            arguments[0] = FLAGS as u64;
-            if self.strategy != Strategy::Burn {
-                arguments[8] = id_at;
-                arguments[9] = 1;
-            }
-            let bytes: Vec<u8> = arguments
-                .iter()
-                .flat_map(|word| word.to_le_bytes())
-                .collect();
-            let address = calls.put(&bytes)?;
-            let arguments = [address, bytes.len() as u64];
-            let stopped = self.make_thread(state.virtual_tid, calls, &arguments)?;
-            made.push(Calls::join(stopped, instruction, false, memory, scratch)?);
-        }
-        Ok(made)
+/// Everything of a process and its threads that is left, once they are there.
+fn with_threads<'a>(
+    one: Reviving<'a>,
+    mut others: Vec<Calls<'a>>,
+    sleeping: &mut HashMap<Pid, Sleeping>,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Stopped>, EngineError> {
+    let Reviving {
+        saved, pid, calls, ..
+    } = one;
+    let status = procfs::read_to_string(format!("/proc/{pid}/status"))
+        .context(|| format!("reading process {pid}"))?;
+    let now = credentials::capture(&status);
+    // The first thread made the others; where it had ended, the first that lived takes its part.
+    let mut first = if saved.leader_exited {
+        let next = others.remove(0);
+        calls.remote.exit()?;
+        next
+    } else {
+        calls
+    };
+    signals::restore_actions(&saved.signals, &mut first)?;
+    timers::restore_remotely(&saved.timers, &mut first)?;
+    let mut all = vec![first];
+    all.append(&mut others);
+    let mut ends = Vec::new();
+    for (state, calls) in saved.threads.iter().zip(&mut all) {
+        threads::restore_remotely(state, calls, notes)?;
+        credentials::restore_remotely(&saved.credentials, &now, calls)?;
+        signals::requeue_to_thread(&state.pending, saved.pid, state.virtual_tid, calls)?;
     }
+    signals::requeue_shared(&saved.signals.pending, saved.pid, &mut all[0])?;
+    attributes::restore_dumpable(&saved.attributes, &mut all[0])?;
+    for (state, calls) in saved.threads.iter().zip(&mut all) {
+        let (registers, sleeps) =
+            timed_calls::resume_registers(&state.registers, state.timed_call.as_ref(), calls)?;
+        sleeping.extend(sleeps.map(|sleeps| (calls.remote.tid(), sleeps)));
+        ends.push(registers);
+    }
+    let_go(saved, all, &ends)
+}
 
-    /// Makes one thread with its id.
-    fn make_thread(
-        &self,
-        want: Pid,
-        calls: &mut Calls<'_>,
-        arguments: &[u64],
-    ) -> Result<Stopped, EngineError> {
-        /// Others on the host take ids at the same time.
-        const ROUNDS: usize = 64;
-        let making = || format!("making thread {want}");
-        for _ in 0..ROUNDS {
-            if self.strategy == Strategy::Burn {
-                ids::burn_until(want).context(making)?;
-            }
-            let tid = calls
-                .remote
-                .clone_call("clone3", libc::SYS_clone3, arguments)
-                .map_err(|error| EngineError::Failed(format!("{}: {error}", making())))?
-                .tid;
-            let stopped = Running::born(tid).wait(STOP_LIMIT, &mut Born::default())?;
-            if self.strategy != Strategy::Burn || tid == want {
-                return Ok(stopped);
-            }
-            Remote::begin(stopped, calls.remote.instruction(), false)?.end()?;
+/// Gives every thread its registers and mask: from here on each would run as the program.
+fn let_go(
+    saved: &Process,
+    all: Vec<Calls<'_>>,
+    ends: &[Registers],
+) -> Result<Vec<Stopped>, EngineError> {
+    let mut stopped = Vec::with_capacity(all.len());
+    let last = all.len() - 1;
+    for (n, ((mut calls, registers), state)) in
+        all.into_iter().zip(ends).zip(&saved.threads).enumerate()
+    {
+        if n == last {
+            calls.unmap_scratch()?;
         }
-        Err(EngineError::Failed(format!(
-            "{}: its id is always taken by others",
-            making()
-        )))
+        let mut thread = calls.remote.finish_with(registers, state.mask)?;
+        thread.set_xstate(&state.xstate)?;
+        stopped.push(thread);
     }
+    Ok(stopped)
 }

@@ -116,6 +116,10 @@ pub fn run(arguments: Arguments) -> Result {
     if dry_run {
         return plan(first, &how.options(job.threads), json);
     }
+    if !path.is_dir() {
+        // What is no image is refused before a name is taken for it.
+        Image::open(first).map_err(Failure::own)?;
+    }
     let wanted = match &job.name {
         Some(name) => name.clone(),
         None => first_name.parse().map_err(Failure::own)?,
@@ -220,12 +224,7 @@ fn plan(path: &Path, options: &Options, json: bool) -> Result {
         })?;
     } else {
         output::result(format_args!("image: {}", path.display()))?;
-        let strategy = match plan.strategy {
-            Strategy::Privileged => "privileged",
-            Strategy::Namespaces => "namespaces",
-            Strategy::Burn => "burn",
-        };
-        output::result(format_args!("ids: {strategy}"))?;
+        output::result(format_args!("ids: {}", plan.strategy.name()))?;
         for action in &plan.actions {
             output::result(format_args!("  {action}"))?;
         }

@@ -81,7 +81,7 @@ fn show(answer: &Answer) -> std::io::Result<()> {
 }
 
 fn answer(host: &Host) -> Answer {
-    let strategy = host.strategy();
+    let strategy = host.ids.choice(true);
     Answer {
         can_checkpoint: host.tracing.is_ok(),
         can_restart: host.tracing.is_ok() && strategy.is_some(),
@@ -98,7 +98,7 @@ fn findings(host: &Host) -> Vec<Finding> {
         hint: hint.map(ToOwned::to_owned),
     };
     // Where ids can be chosen, nothing depends on namespaces.
-    let wanted = if host.may_choose_ids {
+    let wanted = if host.ids.chooses_ids {
         Level::Less
     } else {
         Level::Bad
@@ -110,29 +110,30 @@ fn findings(host: &Host) -> Vec<Finding> {
         namespaces(host, wanted),
         finding(
             "time-namespace",
-            yes(host.namespaces.time),
-            if host.namespaces.time { Level::Good } else { Level::Less },
-            (!host.namespaces.time).then_some(
+            yes(host.ids.namespaces.time),
+            if host.ids.namespaces.time { Level::Good } else { Level::Less },
+            (!host.ids.namespaces.time).then_some(
                 "without it CLOCK_MONOTONIC jumps at a restart; it needs Linux 5.6 with CONFIG_TIME_NS and user namespaces",
             ),
         ),
         finding(
             "fresh-proc",
-            yes(host.namespaces.proc),
-            if host.namespaces.proc { Level::Good } else { Level::Less },
-            (!host.namespaces.proc).then_some(
+            yes(host.ids.namespaces.proc),
+            if host.ids.namespaces.proc { Level::Good } else { Level::Less },
+            (!host.ids.namespaces.proc).then_some(
                 "a restarted program sees the host's process ids in /proc; in a container, start it with an unmasked /proc \
                  (podman and docker: --security-opt unmask=/proc)",
             ),
         ),
         finding(
             "choose-ids",
-            yes(host.may_choose_ids),
-            if host.may_choose_ids { Level::Good } else { Level::Less },
-            (!host.may_choose_ids && strategy_needs_help(host)).then_some(
+            yes(host.ids.chooses_ids),
+            if host.ids.chooses_ids { Level::Good } else { Level::Less },
+            (!host.ids.chooses_ids && strategy_needs_help(host)).then_some(
                 "an administrator can give it: setcap cap_checkpoint_restore+ep on the stasis binary (Linux 5.9)",
             ),
         ),
+        strategies(host),
         pid_max(host),
         finding(
             "pagemap-scan",
@@ -172,7 +173,7 @@ fn findings(host: &Host) -> Vec<Finding> {
 }
 
 fn strategy_needs_help(host: &Host) -> bool {
-    host.strategy() != Some(Strategy::Namespaces)
+    host.ids.choice(true) != Some(Strategy::Namespaces)
 }
 
 fn kernel(host: &Host) -> Finding {
@@ -224,12 +225,12 @@ fn tracing(host: &Host) -> Finding {
 }
 
 fn namespaces(host: &Host, wanted: Level) -> Finding {
-    let (found, works) = match (host.namespaces.user, host.namespaces.pid) {
+    let (found, works) = match (host.ids.namespaces.user, host.ids.namespaces.pid) {
         (true, true) => ("yes", true),
         (true, false) => ("user namespaces, but no pid namespaces in them", false),
         (false, _) => ("no", false),
     };
-    let burn = if host.shows_last_id {
+    let burn = if host.ids.shows_last_id {
         Level::Less
     } else {
         wanted
@@ -247,15 +248,53 @@ fn namespaces(host: &Host, wanted: Level) -> Finding {
     }
 }
 
+fn strategies(host: &Host) -> Finding {
+    let obstacle = |strategy| host.ids.obstacle(strategy);
+    let (possible, not): (Vec<_>, Vec<_>) = Strategy::ALL
+        .into_iter()
+        .partition(|strategy| obstacle(*strategy).is_none());
+    let names: Vec<_> = possible.iter().map(|strategy| strategy.name()).collect();
+    let reasons: Vec<_> = not
+        .iter()
+        .filter_map(|strategy| {
+            Some(format!(
+                "not {}: {}",
+                strategy.name(),
+                obstacle(*strategy)?.reason
+            ))
+        })
+        .collect();
+    let names = if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(", ")
+    };
+    Finding {
+        name: "strategies",
+        found: std::iter::once(names)
+            .chain(reasons)
+            .collect::<Vec<_>>()
+            .join("; "),
+        level: match host.ids.choice(true) {
+            None => Level::Bad,
+            Some(Strategy::Burn) => Level::Less,
+            Some(_) => Level::Good,
+        },
+        hint: possible
+            .is_empty()
+            .then(|| "see user-namespaces and choose-ids".to_owned()),
+    }
+}
+
 /// What burning one id costs.
-const BURN_SECONDS: f64 = 35e-6;
+const BURN_SECONDS: f64 = 15e-6;
 
 fn pid_max(host: &Host) -> Finding {
     let found = match host.pid_max {
         None => "unknown".to_owned(),
-        Some(max) if host.shows_last_id => {
+        Some(max) if host.ids.shows_last_id => {
             format!(
-                "{max}; burning through all ids takes about {:.0} s",
+                "{max}; spending all ids takes about {:.0} s",
                 (f64::from(max) * BURN_SECONDS).max(1.0)
             )
         }
@@ -264,7 +303,7 @@ fn pid_max(host: &Host) -> Finding {
     Finding {
         name: "pid-max",
         found,
-        level: if host.shows_last_id {
+        level: if host.ids.shows_last_id {
             Level::Good
         } else {
             Level::Less
@@ -276,22 +315,24 @@ fn pid_max(host: &Host) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use stasis_engine::host::Namespaces;
+    use stasis_engine::restart::{Abilities, Namespaces};
 
     fn good() -> Host {
         Host {
             kernel: "6.12.0-rc1".into(),
             tracing: Ok(()),
             ptrace_scope: Some(1),
-            namespaces: Namespaces {
-                user: true,
-                pid: true,
-                time: true,
-                proc: true,
+            ids: Abilities {
+                chooses_ids: false,
+                namespaces: Namespaces {
+                    user: true,
+                    pid: true,
+                    time: true,
+                    proc: true,
+                },
+                shows_last_id: true,
             },
-            may_choose_ids: false,
             pid_max: Some(4_194_304),
-            shows_last_id: true,
             pagemap_scan: true,
             userfaultfd: true,
             shows_timers: true,
@@ -317,9 +358,8 @@ mod tests {
             kernel: "4.18.0-477.el8".into(),
             tracing: Err("EPERM".into()),
             ptrace_scope: Some(3),
-            namespaces: Namespaces::default(),
+            ids: Abilities::default(),
             pid_max: Some(32768),
-            shows_last_id: false,
             pagemap_scan: false,
             userfaultfd: false,
             shows_timers: false,
