@@ -326,9 +326,10 @@ pub fn capture(
         descriptions: open.descriptions,
         vdso,
         clocks: clocks(job.keeper),
-        requester: options
-            .requester
-            .and_then(|pid| virtual_pids.get(&pid).copied()),
+        // Asked now, as the tree stands still: whoever waits in this image is in the list, and nobody can join it.
+        requesters: (options.requesters.list().iter())
+            .filter_map(|pid| virtual_pids.get(pid).copied())
+            .collect(),
         terminal,
     };
     Ok(Captured {

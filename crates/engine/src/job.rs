@@ -17,9 +17,9 @@ pub struct Job {
     pub stdio: [Option<OwnedFd>; 3],
     /// From the keeper: see [`crate::keeper::Event`]. One event a message.
     pub events: OwnedFd,
-    /// The process that had asked for the checkpoint from which this job was restarted and waits to be told that it is done
-    /// (the supervisor's number).
-    pub requester: Option<Pid>,
+    /// The processes that had asked for a checkpoint when this job was saved and wait to be told that it is done (the
+    /// supervisor's numbers).
+    pub requesters: Vec<Pid>,
     /// What is remembered from one checkpoint to the next.
     pub memory: Memory,
 }

@@ -175,7 +175,7 @@ pub fn launch(
                     virtual_root: Pid(root),
                     stdio,
                     events,
-                    requester: None,
+                    requesters: Vec::new(),
                     memory: Memory::default(),
                 }),
                 Some((LAUNCH_FAILED, errno)) => Err(EngineError::System {

@@ -37,8 +37,8 @@ pub struct Tree {
     pub vdso: Vec<u8>,
     /// The program's clocks.
     pub clocks: Clocks,
-    /// The process inside the tree that had asked for this checkpoint and waits for the answer.
-    pub requester: Option<Pid>,
+    /// The processes inside the tree that had asked for a checkpoint and waited for the answer.
+    pub requesters: Vec<Pid>,
     /// The job had a controlling terminal.
     pub terminal: bool,
 }

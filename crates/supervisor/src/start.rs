@@ -138,7 +138,7 @@ fn begin(
     // In a session of its own the supervisor has a share of the processors of its own (scheduler autogroups), so that
     // it can stop many busy threads quickly, and no terminal can send it signals.
     let _ = setsid();
-    let waiting = job.requester.into_iter().collect();
+    let waiting = job.requesters.clone();
     Ok(Started {
         job,
         socket,

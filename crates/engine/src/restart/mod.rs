@@ -422,7 +422,7 @@ fn start(
         virtual_root: tree.root,
         stdio,
         events,
-        requester: revived.requester,
+        requesters: revived.requesters,
         memory: Memory {
             sleeping: revived.sleeping,
             ..Memory::default()

@@ -22,8 +22,8 @@ pub struct Revived {
     pub keeper: Pid,
     /// The root (the supervisor's number).
     pub root: Pid,
-    /// The process that waits for an answer (the supervisor's number).
-    pub requester: Option<Pid>,
+    /// The processes that wait for an answer (the supervisor's numbers).
+    pub requesters: Vec<Pid>,
     /// Threads that sleep with a time limit.
     pub sleeping: HashMap<Pid, Sleeping>,
 }
@@ -117,7 +117,9 @@ pub fn revive(
     Ok(Revived {
         keeper,
         root: find(saved.root).unwrap_or(keeper),
-        requester: saved.requester.and_then(|pid| hosts.get(&pid).copied()),
+        requesters: (saved.requesters.iter())
+            .filter_map(|pid| hosts.get(pid).copied())
+            .collect(),
         sleeping,
     })
 }

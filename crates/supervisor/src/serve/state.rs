@@ -4,6 +4,7 @@ use crate::Settings;
 use crate::protocol::{JobStatus, Saved};
 use rustix::param::page_size;
 use stasis_engine::Job;
+use stasis_engine::checkpoint::Requesters;
 use stasis_engine::progress::Progress;
 use stasis_engine::tree::{self, Stat};
 use stasis_sys::Pid;
@@ -28,6 +29,7 @@ pub(super) struct Shared {
     changing: Mutex<Changing>,
     changed: Condvar,
     pub bytes: Bytes,
+    pub requesters: Requesters,
 }
 
 #[derive(Default)]
@@ -86,6 +88,7 @@ impl Shared {
             changing: Mutex::default(),
             changed: Condvar::new(),
             bytes: Bytes::default(),
+            requesters: Requesters::default(),
             settings,
         }
     }
