@@ -57,6 +57,9 @@ impl Socket {
     pub(super) fn listener(&self) -> io::Result<UnixListener> {
         self.listener.try_clone()
     }
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
     /// Removes the file.
     pub(crate) fn remove(&self) {
         let _ = fs::remove_file(&self.path);

@@ -75,7 +75,7 @@ pub(crate) fn supervise(service: Service) -> ! {
     // Nothing of this process may keep a file system busy.
     let _ = std::env::set_current_dir("/");
     let (tasks, inbox) = unbounded();
-    let shared = Arc::new(Shared::new(&job, settings, restarted_from));
+    let shared = Arc::new(Shared::new(&job, settings, restarted_from, socket.path()));
     let threads = start_threads(&job, &shared, &front, front_pid, &tasks)
         .and_then(|()| listen(&socket, &shared, &tasks));
     if let Err(error) = threads {

@@ -179,8 +179,11 @@ impl Worker {
         for attempt in 1.. {
             let seen = self.shared.wait_for_quiet();
             match self.attempt(stop) {
-                Err(EngineError::Refused(_))
-                    if attempt < ATTEMPTS && self.shared.inner_seen() != seen => {}
+                Err(EngineError::Refused(refusals))
+                    if attempt < ATTEMPTS && self.shared.was_disturbed(seen, &refusals) =>
+                {
+                    self.shared.wait_for_another(seen);
+                }
                 Err(error) => return Err(error.to_string()),
                 Ok((report, taken_at)) => {
                     self.prune();
