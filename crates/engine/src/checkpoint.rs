@@ -199,6 +199,7 @@ fn trace(
     }
     drop(twins);
     captured.tree.files = captured.files.finish();
+    job.memory.files.clone_from(&captured.tree.files);
     let metadata = captured.tree.encode()?;
     progress.step(Step::Commit);
     faults::pass("committing")?;

@@ -26,6 +26,7 @@ pub mod progress;
 pub mod restart;
 pub mod signals;
 pub mod store;
+mod sysv;
 pub mod threads;
 pub mod timed_calls;
 pub mod timers;

@@ -41,6 +41,8 @@ pub struct Tree {
     pub requesters: Vec<Pid>,
     /// The job had a controlling terminal.
     pub terminal: bool,
+    /// The process group in the foreground of that terminal, where it was one of the job's or the outer group.
+    pub foreground: Option<Pid>,
 }
 
 /// The program's clocks at the checkpoint.

@@ -7,10 +7,10 @@ mod revive;
 mod skeleton;
 pub(crate) mod world;
 
-use crate::descriptors::{self, RestoreContext};
+use crate::descriptors::{self, RestoreContext, ttys};
 use crate::error::Context;
 use crate::file_policy::{self, FilePlan, PathMap, PlanOptions, ReadyFiles};
-use crate::job::{Memory, own_stdio};
+use crate::job::{self, Memory, own_stdio};
 use crate::keeper;
 use crate::model::Tree;
 use crate::progress::{Progress, Step};
@@ -118,19 +118,20 @@ pub fn plan(
     owner(&tree, &mut refusals);
     kernel(&tree, &mut refusals)?;
     let stdio = own_stdio();
+    let inherited = stasis_sys::descriptor::inherited();
+    let identity = |fd: &OwnedFd| file_policy::FileId::of(fd.as_fd());
+    let own: Vec<_> = stdio.iter().flatten().filter_map(identity).collect();
+    let others = inherited.iter().filter_map(|(_, fd)| identity(fd));
     let wanted = PlanOptions {
         changed: options.changed_files,
         map: PathMap::new(&options.map_path),
         sequence: tree.info.sequence,
-        own: stdio
-            .iter()
-            .flatten()
-            .filter_map(|fd| file_policy::FileId::of(fd.as_fd()))
-            .collect(),
+        held: own.iter().copied().chain(others).collect(),
+        own,
     };
     let files = file_policy::plan(&tree.files, &wanted, &loader);
     refusals.extend(files.problems.iter().cloned());
-    let context = context(options, &loader, None, &stdio, 0);
+    let context = context(options, &loader, None, &stdio, &inherited, 0);
     let open = descriptors::plan(&tree.descriptions, &context);
     refusals.extend(open.refusals);
     // A damaged image is told before anything else, and before any file is changed for its sake.
@@ -180,6 +181,7 @@ fn context<'a>(
     loader: &'a Loader<'a>,
     files: Option<&'a ReadyFiles>,
     stdio: &'a [Option<OwnedFd>; 3],
+    inherited: &'a [(RawFd, OwnedFd)],
     first_free: RawFd,
 ) -> RestoreContext<'a> {
     RestoreContext {
@@ -187,6 +189,7 @@ fn context<'a>(
         files,
         first_free,
         stdio,
+        inherited,
         terminal: options.terminal.as_ref(),
         path_map: &options.map_path,
         changed_files: options.changed_files,
@@ -376,6 +379,7 @@ fn start(
     let (reports, report) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .context(|| "making a pipe".into())?;
     let stdio = own_stdio();
+    let inherited = stasis_sys::descriptor::inherited();
     let board = Board::new().context(|| "sharing memory".into())?;
     // Orphans of the namespace's making come to the supervisor.
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
@@ -389,6 +393,7 @@ fn start(
         ids: IdSource::new(plan.strategy, births.wanted(tree)),
         ready,
         stdio: &stdio,
+        inherited: &inherited,
         front: &front,
         supervisor: &keeper_end,
         report: report.as_fd(),
@@ -403,8 +408,17 @@ fn start(
     // In a thread of its own: what dies while it is let go stays its tracer's, and would never be its parent's to wait for, until
     // the tracing thread ends (`exit_ptrace`, `kernel/ptrace.c`).
     let revived = std::thread::scope(|scope| {
-        let tracing =
-            scope.spawn(|| revive::revive(image, plan, &numbers, options, progress, &mut notes));
+        let tracing = scope.spawn(|| {
+            let way = revive::Way {
+                image,
+                plan,
+                numbers: &numbers,
+                options,
+                progress,
+                keeper: events.as_fd(),
+            };
+            revive::revive(&way, &mut notes)
+        });
         let panicked = |_| Err(EngineError::Failed("the restart panicked".into()));
         tracing.join().unwrap_or_else(panicked)
     })?;
@@ -416,11 +430,14 @@ fn start(
     keeper::Command::Release
         .send(events.as_fd())
         .context(|| "waking the keeper".into())?;
+    let resized = resized(tree, options, &stdio, &revived.pids);
     Ok(Job {
         keeper: revived.keeper,
         root: revived.root,
         virtual_root: tree.root,
-        stdio,
+        stdio: job::remembered(&stdio),
+        inherited: revived.inherited,
+        resized,
         events,
         requesters: revived.requesters,
         memory: Memory {
@@ -428,6 +445,21 @@ fn start(
             ..Memory::default()
         },
     })
+}
+
+/// The processes that find themselves in the foreground of a window of another size than they were saved in.
+fn resized(tree: &Tree, options: &Options, stdio: &[Option<OwnedFd>; 3], pids: &[Pid]) -> Vec<Pid> {
+    let Some(face) = ttys::of_descriptions(&tree.descriptions) else {
+        return Vec::new();
+    };
+    let mut terminals = options.terminal.iter().chain(stdio.iter().flatten());
+    if !terminals.any(|fd| ttys::is_another_size(fd.as_fd(), &face)) {
+        return Vec::new();
+    }
+    let told =
+        |(process, _): &(&crate::model::Process, &Pid)| Some(process.group) == tree.foreground;
+    let pairs = tree.processes.iter().zip(pids).filter(told);
+    pairs.map(|(_, pid)| *pid).collect()
 }
 
 fn raise_descriptor_limit(end: RawFd) -> Result<(), EngineError> {
@@ -498,6 +530,7 @@ struct Maker<'a> {
     ids: IdSource,
     ready: &'a ReadyFiles,
     stdio: &'a [Option<OwnedFd>; 3],
+    inherited: &'a [(RawFd, OwnedFd)],
     front: &'a OwnedFd,
     supervisor: &'a OwnedFd,
     report: BorrowedFd<'a>,
@@ -628,6 +661,7 @@ impl Maker<'_> {
             &loader,
             Some(self.ready),
             self.stdio,
+            self.inherited,
             self.numbers.first_free,
         );
         // What this process itself needs must not be in the way of the program's numbers.
@@ -658,18 +692,45 @@ impl Maker<'_> {
             report: report.as_fd(),
         };
         skeleton.make()?;
+        self.bring_to_foreground();
         if self.plan.strategy == Strategy::Namespaces {
             // New processes of the program get ids above those that it knows, as they would have. Without that they would be low.
             let highest = self.births.wanted(tree).last().map_or(1, |id| id.0);
             let _ = std::fs::write("/proc/sys/kernel/ns_last_pid", highest.to_string());
         }
+        self.await_word(&supervisor)?;
+        keeper::tell_sealed(&supervisor, &descriptors::seal(&tree.descriptions, &opened));
         drop(opened);
+        keeper::let_go_of_stdio();
         keeper::close_all_but(&[front.as_raw_fd(), supervisor.as_raw_fd()]);
         self.await_word(&supervisor)?;
         keeper::serve(&front, &supervisor, tree.root)
     }
 
-    /// Waits until the supervisor has filled the processes with life; when it dies instead, they die.
+    /// Puts the process group in the foreground of the terminal that was there: in the keeper, which blocks SIGTTOU. Where the
+    /// terminal is the restart's own, this command has to be in its foreground.
+    fn bring_to_foreground(&self) {
+        let tree = &self.plan.tree;
+        let Some(group) = (tree.foreground.filter(|group| *group != tree.outer_group))
+            .and_then(|group| rustix::process::Pid::from_raw(group.0))
+        else {
+            return;
+        };
+        let terminal = match &self.options.terminal {
+            Some(made) => Some(made.as_fd()),
+            None => ttys::in_foreground(self.stdio),
+        };
+        if let Some(terminal) = terminal
+            && let Err(error) = rustix::termios::tcsetpgrp(terminal, group)
+        {
+            self.note(&format!(
+                "process group {} could not be put in the foreground of the terminal: {error}",
+                group.as_raw_nonzero()
+            ));
+        }
+    }
+
+    /// Waits until the supervisor has come to the next step; when it dies instead, the processes die.
     fn await_word(&self, supervisor: &OwnedFd) -> Result<(), EngineError> {
         let mut buffer = [0u8; keeper::MESSAGE_LEN];
         match rustix::net::recv(supervisor, &mut buffer, rustix::net::RecvFlags::empty()) {
