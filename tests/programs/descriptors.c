@@ -8,6 +8,10 @@
 #include <sys/ioctl.h>
 #include <sys/timerfd.h>
 
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x10
+#endif
+
 static int make(const char *name, const char *text) {
     int fd = open(name, O_RDWR | O_CREAT | O_TRUNC, 0640);
     CHECK(fd >= 0);
@@ -505,8 +509,29 @@ static void proc_files(void) {
     CHECK_EQ(seen, 5);
 }
 
+/* A file in memory that may be written through mappings of before its seal only. */
+static void sealed_late(void) {
+    int fd = memfd_create("sealed late", MFD_ALLOW_SEALING);
+    CHECK(fd >= 0 && ftruncate(fd, 4096) == 0);
+    char *old = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    CHECK(old != MAP_FAILED);
+    strcpy(old, "before");
+    int seals = F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK | F_SEAL_GROW;
+    CHECK(fcntl(fd, F_ADD_SEALS, seals) == 0);
+    ready_and_wait();
+    CHECK_EQ(fcntl(fd, F_GET_SEALS), seals);
+    CHECK(strcmp(old, "before") == 0);
+    strcpy(old, "later");
+    expect_read(fd, "later");
+    CHECK(write(fd, "x", 1) == -1 && errno == EPERM);
+    CHECK(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) == MAP_FAILED);
+    CHECK_EQ(errno, EPERM);
+    CHECK(mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, 0) != MAP_FAILED);
+}
+
 static const struct check_case cases[] = {
     {"regular", regular},
+    {"sealed_late", sealed_late},
     {"directories", directories},
     {"devices", devices},
     {"pipes", pipes},

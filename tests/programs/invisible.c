@@ -190,6 +190,8 @@ static void signal_waits(void) {
 static void semaphores(void) {
     int id = semget(IPC_PRIVATE, 1, 0600);
     CHECK(id >= 0);
+    /* A use that succeeds: by that it is known to be this program's. */
+    CHECK(semctl(id, 0, SETVAL, 0) == 0);
     while (going()) {
         struct sembuf take = {0, -1, 0};
         struct timespec time = {0, 30000000};

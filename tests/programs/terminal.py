@@ -9,7 +9,7 @@
   pause SECONDS  no more than that
   end            waits for the command's end and prints its status
 
-Prints everything that was seen, and `[status N]` or `[signal N]` at the end.
+The terminal has the SIZE (rows and columns) of the environment at first. Prints everything that was seen, and `[status N]` or `[signal N]` at the end.
 """
 import fcntl
 import os
@@ -21,10 +21,14 @@ import termios
 import time
 
 steps = sys.stdin.read().splitlines()
+rows, columns = map(int, os.environ.get("SIZE", "24 80").split())
+sized, size = os.pipe()
 pid, terminal = pty.fork()
 if pid == 0:
+    os.read(sized, 1)
     os.execvp(sys.argv[1], sys.argv[1:])
-fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+os.write(size, b"x")
 seen = ""
 everything = ""
 

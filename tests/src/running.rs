@@ -168,6 +168,14 @@ impl<'a> Running<'a> {
         self.exit
     }
 
+    /// Waits until nobody has standard output open any more, though the process may live.
+    ///
+    /// # Panics
+    /// When somebody keeps it.
+    pub fn wait_stdout_end(&mut self) {
+        self.stdout.end();
+    }
+
     /// Waits until standard output satisfies `wanted`.
     ///
     /// # Panics

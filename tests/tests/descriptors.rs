@@ -15,6 +15,7 @@ macro_rules! cases {
 
 cases! {
     regular directories devices pipes fifos eventfds epolls memfds pidfds locks closed_stdio deleted many
+    sealed_late
 }
 
 fn check_or_refused(case: &str, words: &[&str]) {
@@ -37,4 +38,74 @@ fn thread_table() {
 #[test]
 fn proc_files() {
     check_or_refused("proc_files", &["/proc"]);
+}
+
+/// A restart that is given room for few descriptors only makes room itself, as far as the hard limit goes.
+#[test]
+fn a_low_limit_of_descriptors() {
+    need!("cc");
+    let program = program("descriptors", Linkage::Dynamic).expect("there is a compiler");
+    let sandbox = Sandbox::new();
+    let mut job = sandbox.run(&[program.as_os_str(), "many".as_ref()]);
+    job.wait_line("ready");
+    let image = job.checkpoint();
+    job.kill_all();
+    sandbox.write("go", "");
+    let limited = |limit: &str| {
+        let restart = sandbox.restart_command(&image);
+        let mut command = sandbox.command("bash");
+        command.args(["-c", &format!("ulimit {limit}; exec \"$@\""), "bash"]);
+        command.arg(restart.get_program()).args(restart.get_args());
+        sandbox.start(command).finish()
+    };
+    let end = limited("-Sn 64");
+    assert!(end.success() && end.stdout.ends_with("ok\n"), "{end:?}");
+    let end = limited("-n 64");
+    assert!(!end.success() && end.stderr.contains("ulimit"), "{end:?}");
+}
+
+/// What has no descriptor: it is refused by name, and the program runs on.
+fn refused_by_name(make: &str, remove: &str, word: &str) {
+    let sandbox = Sandbox::new();
+    let text = format!(
+        "import ctypes, os, time
+libc = ctypes.CDLL(None, use_errno=True)
+number = {make}
+assert number >= 0
+print('ready', flush=True)
+while not os.path.exists('go'): time.sleep(0.01)
+{remove}
+print('ok')
+"
+    );
+    sandbox.write("sysv.py", text);
+    let mut job = sandbox.run(&["/usr/bin/python3", "sysv.py"]);
+    job.wait_line("ready");
+    let refused = job.try_checkpoint();
+    sandbox.write("go", "");
+    let end = job.finish();
+    assert!(
+        !refused.success() && refused.stderr.contains(word) && refused.stderr.contains("ipcrm"),
+        "{refused:?}"
+    );
+    assert!(sandbox.all_images().is_empty());
+    assert!(end.success() && end.stdout.ends_with("ok\n"), "{end:?}");
+}
+
+#[test]
+fn semaphores() {
+    refused_by_name(
+        "libc.semget(0, 3, 0o600); libc.semop(number, ctypes.byref((ctypes.c_short * 3)(2, 1, 0)), 1)",
+        "libc.semctl(number, 0, 0)",
+        "System V semaphore set",
+    );
+}
+
+#[test]
+fn message_queues() {
+    refused_by_name(
+        "libc.msgget(0, 0o600); libc.msgsnd(number, ctypes.byref((ctypes.c_long * 2)(1, 2)), 8, 0)",
+        "libc.msgctl(number, 0, None)",
+        "System V message queue",
+    );
 }

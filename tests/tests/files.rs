@@ -1,11 +1,12 @@
 //! Files open for writing match the memory after a restart, whatever happened to them since the checkpoint.
 
-use stasis_tests::{Exit, Finished, Sandbox, wait_until};
+use stasis_tests::{Exit, Finished, Sandbox, User, skip, wait_until};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Writes lines `line N` into `data`, one every 10 ms, and says each number; 60 in all.
-const WRITER: &str = "import sys, time\nf = open('data', sys.argv[1])\nfor i in range(60):\n  f.write(f'line {i:04}\\n'); f.flush()\n  print(i, flush=True)\n  time.sleep(0.01)\nf.close()\n";
+/// Writes lines `line N` into `data`, one every 10 ms, and says each number; 60 in all. With the 20th it waits until there is
+/// a file `on`.
+const WRITER: &str = "import os, sys, time\nf = open('data', sys.argv[1])\nfor i in range(60):\n  f.write(f'line {i:04}\\n'); f.flush()\n  print(i, flush=True)\n  time.sleep(0.01)\n  while i == 20 and not os.path.exists('on'): time.sleep(0.005)\nf.close()\n";
 
 fn lines(from: u32, to: u32) -> String {
     (from..to).map(|i| format!("line {i:04}\n")).collect()
@@ -17,8 +18,8 @@ fn written(sandbox: &Sandbox, mode: &str) -> PathBuf {
     let mut job = sandbox.run(&["/usr/bin/python3", "writer.py", mode]);
     job.wait_line("15");
     let image = job.checkpoint();
-    let now: u32 = job.stdout().lines().count() as u32;
-    job.wait_line(&(now + 5).to_string());
+    sandbox.write("on", "");
+    job.wait_line("25");
     job.kill_all();
     image
 }
@@ -332,6 +333,7 @@ fn a_moved_directory() {
     let image = job.checkpoint();
     job.kill_all();
     let (old, new) = (sandbox.work().join("old"), sandbox.work().join("new"));
+    sandbox.write("old/on", "");
     fs::rename(&old, &new).expect("moving it");
     let lost = sandbox.restart(&image).finish();
     assert_eq!(lost.exit, Exit::Code(125), "{lost:?}");
@@ -358,4 +360,59 @@ fn a_reader_outside() {
             .then_some(())
     });
     finished_well(&sandbox, &job.finish());
+}
+
+/// Standard output is a file in a directory that the user may not search, as his shell's administrator has opened it: the job is
+/// saved, and goes on in what the restart is given, which may be that file.
+#[test]
+fn output_that_cannot_be_found() {
+    let sandbox = Sandbox::new();
+    let hidden = |command: std::process::Command| {
+        let mut shell = sandbox.command("sh");
+        shell.args([
+            "-c",
+            "mkdir -p hidden; chmod 700 hidden; exec >>hidden/out; chmod 0 hidden; exec \"$@\"",
+            "sh",
+        ]);
+        shell.arg(command.get_program()).args(command.get_args());
+        shell
+    };
+    if User::ordinary().uid == 0 {
+        skip!("root may search every directory");
+    }
+    let text = "echo one; touch here; while [ ! -e go ]; do sleep 0.01; done; echo two";
+    let mut job = sandbox.start(hidden(sandbox.run_command(&["sh", "-c", text])));
+    wait_until("the program is there", || {
+        sandbox.work().join("here").exists().then_some(())
+    });
+    let saved = job.try_checkpoint().expect_success("checkpoint");
+    assert!(saved.stderr.contains("hidden/out"), "{saved:?}");
+    let image = sandbox.newest_image();
+    job.kill_all();
+    sandbox.write("go", "");
+    let end = sandbox.restart(&image).finish().expect_success("restart");
+    assert_eq!(end.stdout, "two\n", "{end:?}");
+    let restart = hidden(sandbox.restart_command(&image));
+    sandbox.start(restart).finish().expect_success("restart");
+    let show = sandbox.plain(&["sh", "-c", "chmod 700 hidden; cat hidden/out"]);
+    assert_eq!(show.stdout, "one\ntwo\n", "{show:?}");
+}
+
+/// Any other file there is refused by its reason.
+#[test]
+fn a_file_that_cannot_be_found() {
+    if User::ordinary().uid == 0 {
+        skip!("root may search every directory");
+    }
+    let sandbox = Sandbox::new();
+    let text = "mkdir hidden; exec 5>hidden/out; chmod 0 hidden; echo ready; while [ ! -e go ]; do sleep 0.01; done; chmod 700 hidden";
+    let mut job = sandbox.run(&["sh", "-c", text]);
+    job.wait_line("ready");
+    let refused = job.try_checkpoint();
+    assert!(
+        !refused.success() && refused.stderr.contains("path cannot be followed"),
+        "{refused:?}"
+    );
+    sandbox.write("go", "");
+    job.finish().expect_success("the program");
 }

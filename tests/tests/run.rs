@@ -226,3 +226,49 @@ fn no_such_job() {
     assert!(matches!(result.exit, Exit::Code(1..)), "{result:?}");
     assert!(result.stderr.contains("nobody"), "{result:?}");
 }
+
+/// Whoever reads the output sees its end when the program closes it, though the program runs on: before a checkpoint, after
+/// it, and after a restart.
+#[test]
+fn the_end_of_the_output() {
+    let sandbox = Sandbox::new();
+    let text = "echo out; while [ ! -e close ]; do sleep 0.01; done; exec >&-; while [ ! -e go ]; do sleep 0.01; done; exit 3";
+    let mut job = sandbox.run(&["sh", "-c", text]);
+    job.wait_line("out");
+    let open = job.checkpoint();
+    sandbox.write("close", "");
+    job.wait_stdout_end();
+    assert_eq!(job.exited(), None);
+    let closed = job.checkpoint();
+    assert_eq!(job.exited(), None);
+    job.kill_all();
+    for image in [&open, &closed] {
+        let mut job = sandbox.restart(image);
+        job.wait_stdout_end();
+        assert_eq!(job.exited(), None);
+        sandbox.write("go", "");
+        let end = job.finish();
+        assert_eq!((end.exit, end.stdout.as_str()), (Exit::Code(3), ""));
+        let _ = std::fs::remove_file(sandbox.work().join("go"));
+    }
+}
+
+/// The same for input: whoever writes into a pipe that the program has closed is told so.
+#[test]
+fn the_end_of_the_input() {
+    let sandbox = Sandbox::new();
+    let inner = sandbox.run_command(&[
+        "sh",
+        "-c",
+        "read line; echo $line; exec <&-; while [ ! -e ended ]; do sleep 0.01; done",
+    ]);
+    let mut command = sandbox.command("bash");
+    command.args([
+        "-c",
+        "(echo first; trap '' PIPE; while echo more; do sleep 0.01; done 2>/dev/null; touch ended) | \"$@\"",
+        "bash",
+    ]);
+    command.arg(inner.get_program()).args(inner.get_args());
+    let end = sandbox.start(command).finish();
+    assert_eq!((end.exit, end.stdout.as_str()), (Exit::Code(0), "first\n"));
+}

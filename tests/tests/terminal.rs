@@ -1,6 +1,6 @@
 //! A job in a terminal: the program has it as without Stasis, job control works, and a restart binds to its own.
 
-use stasis_tests::{Finished, Running, Sandbox, script, stasis_binary, wait_until};
+use stasis_tests::{Finished, Running, Sandbox, script, skip, stasis_binary, wait_until};
 use std::ffi::OsString;
 use std::path::Path;
 
@@ -72,8 +72,13 @@ fn stop_key_and_fg() {
     let sandbox = Sandbox::new();
     let stasis = stasis_binary().display();
     let images = sandbox.images();
+    // One process that makes no others: a shell's child that is stopped before its exec would hold the shell up (vfork).
+    sandbox.write(
+        "waits.py",
+        "import os, time\nos.write(1, b'first\\r\\n')\nwhile not os.path.exists('go'): time.sleep(0.02)\nos.write(1, b'second\\r\\n')\n",
+    );
     let steps = format!(
-        "send PS1='ready> '\nwait ready> \nsend {stasis} run -n job -d {} -- sh -c 'echo f\"\"irst; while [ ! -e go ]; do sleep 0.05; done; echo s\"\"econd'\nwait first\nkey 1a\nwait Stopped\nwait ready> \nsend echo in-the-$((20+2))-shell\nwait in-the-22-shell\nsend touch go; fg\nwait second\nwait ready> \nsend exit 6\nend\n",
+        "send PS1='ready> '\nwait ready> \nsend {stasis} run -n job -d {} -- {PYTHON} waits.py\nwait first\nkey 1a\nwait Stopped\nwait ready> \nsend echo in-the-$((20+2))-shell\nwait in-the-22-shell\nsend touch go; fg\nwait second\nwait ready> \nsend exit 6\nend\n",
         images.display()
     );
     let end = in_terminal(
@@ -139,6 +144,108 @@ fn raw_mode() {
     )
     .finish();
     expect(&end, &["[status 4]"]);
+}
+
+/// A job under an interactive shell: what it had put in the foreground is there again, reads what is typed, and gets the
+/// interrupt key; then the shell has the terminal.
+fn the_foreground(sandbox: &Sandbox, first: &str) {
+    let job = in_terminal(
+        sandbox,
+        &run(sandbox, &["bash", "--norc", "-i"]),
+        "send PS1='ready> '; touch here\nwait ready> \nsend cat\nwait cat\nsend one\nwait one\nwait one\nwait never\nend\n",
+    );
+    wait_until("the shell is there", || {
+        sandbox.work().join("here").exists().then_some(())
+    });
+    wait_until("cat is in the foreground", || {
+        let pids = job.descendants();
+        let cat = pids
+            .iter()
+            .filter_map(|pid| stasis_tests::process_state(*pid))
+            .find(|state| state.name == "cat")?;
+        (cat.state == 'S').then_some(())
+    });
+    sandbox
+        .stasis(["checkpoint", "job"])
+        .expect_success("checkpoint");
+    let image = sandbox.newest_image();
+    job.kill_all();
+    let end = in_terminal(
+        sandbox,
+        &restart(sandbox, &image),
+        &format!("{first}send two\nwait two\nwait two\nkey 03\nwait ready> \nsend echo $((20+2))\nwait 22\nsend exit 7\nend\n"),
+    )
+    .finish();
+    expect(&end, &["[status 7]"]);
+}
+
+#[test]
+fn the_foreground_in_namespaces() {
+    the_foreground(&Sandbox::new(), "raw\n");
+}
+
+/// The terminal is the restart's own.
+#[test]
+fn the_foreground_without_namespaces() {
+    let Some(mut sandbox) = Sandbox::root() else {
+        skip!("only root can choose process ids");
+    };
+    let strategy = ["--strategy", "privileged"].map(String::from);
+    sandbox.restart_options.extend(strategy);
+    the_foreground(&sandbox, "");
+}
+
+/// A program that finds a window of another size is told, as when the window had changed under it, and the modes are those
+/// that it had set.
+fn another_window(sandbox: &mut Sandbox) {
+    sandbox.write(
+        "window.py",
+        "import os, signal, termios, tty
+def size(*_): os.write(1, b'<%d %d>' % os.get_terminal_size()[::-1])
+signal.signal(signal.SIGWINCH, size)
+old = termios.tcgetattr(0); tty.setraw(0)
+size(); open('here', 'w').close()
+while os.read(0, 1) != b'q': pass
+os.write(1, b'raw' if not termios.tcgetattr(0)[3] & termios.ICANON else b'cooked')
+termios.tcsetattr(0, termios.TCSADRAIN, old)
+",
+    );
+    let job = in_terminal(
+        sandbox,
+        &run(sandbox, &[PYTHON, "window.py"]),
+        "wait <24 80>\nwait never\n",
+    );
+    wait_until("the program is there", || {
+        sandbox.work().join("here").exists().then_some(())
+    });
+    sandbox
+        .stasis(["checkpoint", "job"])
+        .expect_success("checkpoint");
+    let image = sandbox.newest_image();
+    job.kill_all();
+    sandbox.env.push(("SIZE".into(), "30 100".into()));
+    let end = in_terminal(
+        sandbox,
+        &restart(sandbox, &image),
+        "wait <30 100>\nraw\nkey 71\nwait raw\nend\n",
+    )
+    .finish();
+    expect(&end, &["[status 0]"]);
+}
+
+#[test]
+fn another_window_in_namespaces() {
+    another_window(&mut Sandbox::new());
+}
+
+#[test]
+fn another_window_without_namespaces() {
+    let Some(mut sandbox) = Sandbox::root() else {
+        skip!("only root can choose process ids");
+    };
+    let strategy = ["--strategy", "privileged"].map(String::from);
+    sandbox.restart_options.extend(strategy);
+    another_window(&mut sandbox);
 }
 
 /// Standard output is the terminal at the checkpoint, and a pipe at the restart.

@@ -10,6 +10,7 @@ use crate::maps::{self, Vma};
 use crate::memory::{self, Collected, vdso};
 use crate::model::{Clocks, Process, Tree, Zombie};
 use crate::store::Store;
+use crate::sysv::{self, Member};
 use crate::timers::Fired;
 use crate::tree::{self, Stat, status_field};
 use crate::{EngineError, Job, Refusal, attributes, credentials, signals, threads, timers};
@@ -130,11 +131,21 @@ pub fn settle(frozen: &Frozen, keeper: Pid) -> Result<(), EngineError> {
             }
         }
     }
+    refusals.extend(sysv::refusals(&members(frozen)));
     if refusals.is_empty() {
         Ok(())
     } else {
         Err(EngineError::Refused(refusals))
     }
+}
+
+/// Every process of the tree, ended ones too.
+fn members(frozen: &Frozen) -> Vec<Member> {
+    let living = frozen.processes.iter();
+    let living = living.map(|p| (p.pid, p.virtual_pid, p.stat.comm.clone()));
+    let ended = frozen.zombies.iter();
+    let ended = ended.map(|z| (z.pid, z.virtual_pid, z.stat.comm.clone()));
+    living.chain(ended).collect()
 }
 
 fn refusal(pid: Pid, stat: &Stat, object: &str, reason: &str, hint: &str) -> Refusal {
@@ -256,9 +267,11 @@ pub fn capture(
         })
         .collect();
     let files = Collector::new(options.file_content_limit);
+    files.remember(&job.memory.files);
     let context = CaptureContext {
         processes: &views,
         stdio: &job.stdio,
+        inherited: &job.inherited,
         contents: Some(store),
         file_content_limit: options.file_content_limit,
         files: &files,
@@ -303,10 +316,12 @@ pub fn capture(
         }
     });
     let zombies = zombies.collect();
-    let terminal = frozen
-        .processes
-        .iter()
-        .any(|process| process.stat.field(7) != 0);
+    let on_terminal = (frozen.processes.iter()).find(|process| process.stat.field(7) != 0);
+    let foreground = on_terminal.and_then(|process| {
+        let group = Pid(process.stat.field(8) as i32);
+        group_as_seen(group, frozen, &keeper_status)
+    });
+    let terminal = on_terminal.is_some();
     files.store(store)?;
     let tree = Tree {
         info: options.info.clone(),
@@ -326,10 +341,12 @@ pub fn capture(
         descriptions: open.descriptions,
         vdso,
         clocks: clocks(job.keeper),
-        requester: options
-            .requester
-            .and_then(|pid| virtual_pids.get(&pid).copied()),
+        // Asked now, as the tree stands still: whoever waits in this image is in the list, and nobody can join it.
+        requesters: (options.requesters.list().iter())
+            .filter_map(|pid| virtual_pids.get(pid).copied())
+            .collect(),
         terminal,
+        foreground,
     };
     Ok(Captured {
         tree,
@@ -337,6 +354,21 @@ pub fn capture(
         shared,
         notes: open.notes,
     })
+}
+
+/// A process group as the job sees it, by the supervisor's number; `None` for one that has no process of the job.
+fn group_as_seen(group: Pid, frozen: &Frozen, keeper_status: &str) -> Option<Pid> {
+    const GROUP: &str = "NSpgid";
+    let outer = |status: &str| {
+        let ids = status_field(status, GROUP)?;
+        ids.split_ascii_whitespace().next()?.parse().ok().map(Pid)
+    };
+    if outer(keeper_status) == Some(group) {
+        return Some(innermost(keeper_status, GROUP));
+    }
+    let member = |process: &&FrozenProcess| process.stat.field(5) as i32 == group.0;
+    let status = read_status(living(frozen.processes.iter().find(member)?)).ok()?;
+    Some(innermost(&status, GROUP))
 }
 
 fn innermost(status: &str, field: &str) -> Pid {
@@ -688,11 +720,15 @@ pub fn check(root: Pid) -> Result<Vec<Refusal>, EngineError> {
             name: stat.comm,
         });
     }
+    let members = views.iter();
+    let members = members.map(|view| (view.pid, view.virtual_pid, view.name.clone()));
+    refusals.extend(sysv::refusals(&members.collect::<Vec<_>>()));
     let stdio = descriptors::stdio_of(root);
     let files = Collector::new(0);
     let context = CaptureContext {
         processes: &views,
         stdio: &stdio,
+        inherited: &[],
         contents: None,
         file_content_limit: 0,
         files: &files,

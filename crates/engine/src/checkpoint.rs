@@ -15,6 +15,7 @@ use stasis_tracee::Memory;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::RecvTimeoutError;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How a checkpoint is to be taken.
@@ -26,12 +27,43 @@ pub struct Options {
     pub threads: usize,
     /// Contents of files open for writing are stored up to this many bytes for each file.
     pub file_content_limit: u64,
-    /// The process inside the tree that asked for the checkpoint and waits for its answer (the supervisor's number).
-    pub requester: Option<Pid>,
+    /// The processes inside the tree that wait for an answer: those that this checkpoint serves and those that have asked
+    /// since, as both will wait in a restarted program.
+    pub requesters: Requesters,
     /// End the program in the same instant: it never runs on after what was saved.
     pub stop: bool,
     /// Facts about the job that are stored with it.
     pub info: JobInfo,
+}
+
+/// Processes inside the tree that have asked for a checkpoint and wait for the answer (the supervisor's numbers). The copies
+/// are one list: requests arrive while a checkpoint is under way.
+#[derive(Clone, Debug, Default)]
+pub struct Requesters(Arc<Mutex<Vec<Pid>>>);
+
+impl Requesters {
+    /// Adds a process, before it is told that its request was taken.
+    pub fn add(&self, pid: Pid) {
+        self.lock().push(pid);
+    }
+
+    /// Takes a process out, when it is told the outcome or is lost.
+    pub fn remove(&self, pid: Pid) {
+        let mut list = self.lock();
+        if let Some(place) = list.iter().position(|known| *known == pid) {
+            list.remove(place);
+        }
+    }
+
+    /// Those that wait now.
+    #[must_use]
+    pub fn list(&self) -> Vec<Pid> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Pid>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What an image tells of its job.
@@ -167,6 +199,7 @@ fn trace(
     }
     drop(twins);
     captured.tree.files = captured.files.finish();
+    job.memory.files.clone_from(&captured.tree.files);
     let metadata = captured.tree.encode()?;
     progress.step(Step::Commit);
     faults::pass("committing")?;

@@ -1,8 +1,10 @@
 //! A running job as the engine knows it.
 
+use crate::descriptors::{Inherited, Outside};
+use crate::file_policy::FileRecord;
 use rustix::io::fcntl_dupfd_cloexec;
 use stasis_sys::Pid;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// One process tree under a keeper, started by [`crate::keeper::launch`] or [`crate::restart::execute`].
 #[derive(Debug)]
@@ -13,13 +15,18 @@ pub struct Job {
     pub root: Pid,
     /// The root as the program sees it.
     pub virtual_root: Pid,
-    /// The job's own standard input, output and error: the same open file descriptions that the program got.
-    pub stdio: [Option<OwnedFd>; 3],
+    /// The job's own standard input, output and error: the open file descriptions that the program got.
+    pub stdio: [Option<Outside>; 3],
+    /// What else it was started with that leads outside.
+    pub inherited: Vec<Inherited>,
     /// From the keeper: see [`crate::keeper::Event`]. One event a message.
     pub events: OwnedFd,
-    /// The process that had asked for the checkpoint from which this job was restarted and waits to be told that it is done
-    /// (the supervisor's number).
-    pub requester: Option<Pid>,
+    /// The processes that had asked for a checkpoint when this job was saved and wait to be told that it is done (the
+    /// supervisor's numbers).
+    pub requesters: Vec<Pid>,
+    /// Processes that are to be told that their terminal's window has another size than when they were saved (the
+    /// supervisor's numbers).
+    pub resized: Vec<Pid>,
     /// What is remembered from one checkpoint to the next.
     pub memory: Memory,
 }
@@ -31,6 +38,8 @@ pub struct Memory {
     pub ours: Vec<Pid>,
     /// Threads that slept with a time limit at the last checkpoint, and since when.
     pub sleeping: std::collections::HashMap<Pid, crate::timed_calls::Sleeping>,
+    /// The files of the last checkpoint: what has not changed since is not read again.
+    pub files: Vec<FileRecord>,
 }
 
 /// Duplicates of the calling process's standard descriptors; `None` for one that is closed.
@@ -42,4 +51,11 @@ pub fn own_stdio() -> [Option<OwnedFd>; 3] {
         rustix::stdio::stderr(),
     ];
     stdio.map(|fd| fcntl_dupfd_cloexec(fd, 3).ok())
+}
+
+/// How these streams are recognised later.
+#[must_use]
+pub(crate) fn remembered(stdio: &[Option<OwnedFd>; 3]) -> [Option<Outside>; 3] {
+    let one = |fd: &Option<OwnedFd>| Outside::of(fd.as_ref()?.as_fd()).ok();
+    stdio.each_ref().map(one)
 }

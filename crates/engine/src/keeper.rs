@@ -14,8 +14,9 @@
 
 mod relay;
 
+use crate::descriptors::inherited;
 use crate::error::Context;
-use crate::job::{Memory, own_stdio};
+use crate::job::{self, Memory};
 use crate::{EngineError, Job};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
@@ -49,6 +50,8 @@ pub enum Command {
     Release,
     /// Kill every descendant.
     Kill,
+    /// The memory of the restored processes is mapped, but none of them runs yet.
+    Mapped,
 }
 
 const WAIT_OPTIONS: i32 = WNOHANG | process::WUNTRACED | process::WCONTINUED;
@@ -111,6 +114,7 @@ impl Command {
             Command::Release => encode(2, 0),
             Command::Kill => encode(3, 0),
             Command::GroupSignal(signal) => encode(4, signal),
+            Command::Mapped => encode(5, 0),
         }
     }
     fn decode(bytes: &[u8]) -> Option<Command> {
@@ -119,6 +123,7 @@ impl Command {
             (2, _) => Some(Command::Release),
             (3, _) => Some(Command::Kill),
             (4, signal) => Some(Command::GroupSignal(signal)),
+            (5, _) => Some(Command::Mapped),
             _ => None,
         }
     }
@@ -157,7 +162,8 @@ pub fn launch(
     inherited: &Inherited,
 ) -> Result<Job, EngineError> {
     let (events, keeper_end) = line().context(|| "making the keeper's line".into())?;
-    let stdio = own_stdio();
+    let stdio = job::remembered(&job::own_stdio());
+    let outside = inherited::of_this_process();
     match process::fork().context(|| "starting the keeper".into())? {
         Fork::Parent(keeper) => {
             drop((keeper_end, front));
@@ -174,8 +180,10 @@ pub fn launch(
                     root: Pid(root),
                     virtual_root: Pid(root),
                     stdio,
+                    inherited: outside,
                     events,
-                    requester: None,
+                    requesters: Vec::new(),
+                    resized: Vec::new(),
                     memory: Memory::default(),
                 }),
                 Some((LAUNCH_FAILED, errno)) => Err(EngineError::System {
@@ -188,7 +196,7 @@ pub fn launch(
             }
         }
         Fork::Child => {
-            drop((events, stdio));
+            drop((events, stdio, outside));
             become_keeper();
             let started = start_root(argv, inherited);
             let (message, root) = match started {
@@ -200,10 +208,7 @@ pub fn launch(
             };
             let _ = rustix::net::send(&keeper_end, &message, SendFlags::NOSIGNAL);
             match root {
-                Some(root) => {
-                    let_go_of_stdio();
-                    serve(&front, &keeper_end, root)
-                }
+                Some(root) => serve(&front, &keeper_end, root),
                 None => process::exit_now(127),
             }
         }
@@ -212,6 +217,39 @@ pub fn launch(
 
 const LAUNCHED: i32 = 101;
 const LAUNCH_FAILED: i32 = 102;
+const SEALED: i32 = 103;
+const SEALING_FAILED: i32 = 104;
+
+/// Tells the supervisor how sealing memory files went, which it waits for in [`await_seals`].
+pub(crate) fn tell_sealed(supervisor: &OwnedFd, result: &Result<(), EngineError>) {
+    let message = match result {
+        Ok(()) => encode(SEALED, 0),
+        Err(EngineError::System { source, .. }) => {
+            encode(SEALING_FAILED, source.raw_os_error().unwrap_or(0))
+        }
+        Err(_) => encode(SEALING_FAILED, 0),
+    };
+    // A supervisor that has died is noticed by whoever waits for its next word.
+    let _ = rustix::net::send(supervisor, &message, SendFlags::NOSIGNAL);
+}
+
+/// Lets the keeper do what had to wait for the memory to be mapped.
+pub(crate) fn await_seals(events: BorrowedFd<'_>) -> Result<(), EngineError> {
+    let what = || "sealing memory files".to_owned();
+    Command::Mapped.send(events).context(what)?;
+    let mut buffer = [0u8; MESSAGE_LEN];
+    let (n, _) =
+        rustix::io::retry_on_intr(|| rustix::net::recv(events, &mut buffer, RecvFlags::empty()))
+            .context(what)?;
+    match decode(&buffer[..n]) {
+        Some((SEALED, _)) => Ok(()),
+        Some((SEALING_FAILED, errno)) => Err(EngineError::System {
+            what: what(),
+            source: std::io::Error::from_raw_os_error(errno),
+        }),
+        _ => Err(EngineError::Failed(format!("{}: the keeper died", what()))),
+    }
+}
 
 /// Makes the calling process adopt orphans and deaf to every signal but SIGKILL, so that what a terminal sends to its
 /// process group cannot end it.
@@ -271,6 +309,7 @@ pub(crate) fn close_all_but(keep: &[RawFd]) {
 /// Serves until the last descendant is gone or the job is given up; never returns.
 pub(crate) fn serve(front: &OwnedFd, supervisor: &OwnedFd, root: Pid) -> ! {
     // Pipes that the program closes, and the supervisor's socket, would stay open with this process.
+    let_go_of_stdio();
     close_all_but(&[front.as_raw_fd(), supervisor.as_raw_fd()]);
     let code = i32::from(serve_until_done(front, supervisor, root).is_err());
     process::exit_now(code)
@@ -334,7 +373,8 @@ fn serve_until_done(front: &OwnedFd, supervisor: &OwnedFd, root: Pid) -> std::io
                     }
                     Some(Command::Release) => attached = false,
                     Some(Command::Kill) => kill_descendants(),
-                    Some(Command::Signal(_) | Command::GroupSignal(_)) | None => {}
+                    Some(Command::Signal(_) | Command::GroupSignal(_) | Command::Mapped) | None => {
+                    }
                 },
                 Err(rustix::io::Errno::INTR) => {}
                 // The foreground process is gone without a word: it was killed, and the program goes with it.

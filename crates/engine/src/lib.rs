@@ -29,6 +29,7 @@ pub mod restart;
 pub mod signals;
 pub mod sleep_clock;
 pub mod store;
+mod sysv;
 pub mod threads;
 pub mod timed_calls;
 pub mod timers;

@@ -37,10 +37,12 @@ pub struct Tree {
     pub vdso: Vec<u8>,
     /// The program's clocks.
     pub clocks: Clocks,
-    /// The process inside the tree that had asked for this checkpoint and waits for the answer.
-    pub requester: Option<Pid>,
+    /// The processes inside the tree that had asked for a checkpoint and waited for the answer.
+    pub requesters: Vec<Pid>,
     /// The job had a controlling terminal.
     pub terminal: bool,
+    /// The process group in the foreground of that terminal, where it was one of the job's or the outer group.
+    pub foreground: Option<Pid>,
 }
 
 /// The program's clocks at the checkpoint.

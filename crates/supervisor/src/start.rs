@@ -135,10 +135,11 @@ fn begin(
     let (job, from, terminal) = started.inspect_err(|_| socket.remove())?;
     // The program has them: here they would keep pipes open that it closes.
     descriptor::close_inherited();
+    crate::front::let_go_of_pipes();
     // In a session of its own the supervisor has a share of the processors of its own (scheduler autogroups), so that
     // it can stop many busy threads quickly, and no terminal can send it signals.
     let _ = setsid();
-    let waiting = job.requester.into_iter().collect();
+    let waiting = job.requesters.clone();
     Ok(Started {
         job,
         socket,

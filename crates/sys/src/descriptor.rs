@@ -5,7 +5,7 @@
 
 use crate::Pid;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 fn check(rc: libc::c_int) -> io::Result<libc::c_int> {
     if rc < 0 {
@@ -162,15 +162,38 @@ pub fn close(number: RawFd) {
     unsafe { libc::close(number) };
 }
 
-/// Closes every descriptor above the standard ones that is not close-on-exec: what the process was started with, as
-/// everything that is opened since has that flag. The caller has to know that this is so, and that it passes nothing on.
-pub fn close_inherited() {
-    for fd in open_descriptors().unwrap_or_default() {
+/// The descriptors above the standard ones that are not close-on-exec: what the process was started with, as everything that
+/// is opened since has that flag.
+fn inherited_numbers() -> Vec<RawFd> {
+    let mut numbers = open_descriptors().unwrap_or_default();
+    numbers.retain(|&fd| {
         // SAFETY: F_GETFD takes no pointer.
         let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
-        if fd > 2 && flags >= 0 && flags & libc::FD_CLOEXEC == 0 {
-            close(fd);
-        }
+        fd > 2 && flags >= 0 && flags & libc::FD_CLOEXEC == 0
+    });
+    numbers.sort_unstable();
+    numbers
+}
+
+/// Duplicates, close-on-exec, of what the process was started with beside the standard streams, each with its number.
+#[must_use]
+pub fn inherited() -> Vec<(RawFd, OwnedFd)> {
+    let numbers = inherited_numbers().into_iter();
+    numbers
+        .filter_map(|fd| {
+            // SAFETY: F_DUPFD_CLOEXEC takes a number.
+            let copy = check(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) }).ok()?;
+            // SAFETY: the call has just made this descriptor, and nothing else owns it.
+            Some((fd, unsafe { OwnedFd::from_raw_fd(copy) }))
+        })
+        .collect()
+}
+
+/// Closes what the process was started with beside the standard streams. The caller has to know that everything else has the
+/// close-on-exec flag, and that it passes nothing on.
+pub fn close_inherited() {
+    for fd in inherited_numbers() {
+        close(fd);
     }
 }
 

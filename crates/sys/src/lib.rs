@@ -18,6 +18,7 @@ pub mod procfs;
 pub mod signal;
 pub mod socket;
 pub mod startup;
+pub mod sysv;
 pub mod task;
 pub mod terminal;
 pub mod timer;

@@ -6,9 +6,9 @@
 
 use super::fdinfo::FdInfo;
 use super::{
-    CaptureContext, Captured, Description, DescriptionId, Descriptor, Kind, ProcessView, Table,
-    devices, directories, epoll, eventfd, fifos, files, locks, memfd, owner, pidfd, pipes,
-    signalfd, stdio, timerfd, ttys, unsupported,
+    CaptureContext, Captured, Description, DescriptionId, Descriptor, Kind, Outside, ProcessView,
+    Table, devices, directories, epoll, eventfd, fifos, files, inherited, locks, memfd, owner,
+    pidfd, pipes, signalfd, stdio, timerfd, ttys, unsupported,
 };
 use crate::error::Context;
 use crate::{EngineError, Refusal};
@@ -16,6 +16,7 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 use stasis_sys::{Pid, kcmp};
+use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -92,16 +93,7 @@ impl Found<'_> {
     /// When the kernel does not allow it, or the descriptor is gone.
     pub fn duplicate(&self) -> Result<OwnedFd, EngineError> {
         let what = || format!("looking at {self} of process {}", self.process.virtual_pid);
-        let pid = rustix::process::Pid::from_raw(self.process.pid.0).ok_or(EngineError::Gone)?;
-        let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
-            // The process goes by the id of a living thread, its first one having ended.
-            Err(Errno::NOENT | Errno::INVAL) => {
-                rustix::process::pidfd_open(pid, PidfdFlags::from_bits_retain(PIDFD_THREAD))
-            }
-            opened => opened,
-        };
-        let pidfd = pidfd.context(what)?;
-        rustix::process::pidfd_getfd(pidfd, self.fd, PidfdGetfdFlags::empty()).context(what)
+        duplicate(self.process, self.fd).context(what)
     }
 
     /// Where `/proc` shows it: opening that makes a new description on the same inode.
@@ -121,6 +113,19 @@ impl std::fmt::Display for Found<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "descriptor {} ({})", self.fd, self.link.display())
     }
+}
+
+/// A duplicate of a descriptor of another process.
+pub(super) fn duplicate(process: &ProcessView, fd: RawFd) -> rustix::io::Result<OwnedFd> {
+    let pid = rustix::process::Pid::from_raw(process.pid.0).ok_or(Errno::SRCH)?;
+    let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+        // The process goes by the id of a living thread, its first one having ended.
+        Err(Errno::NOENT | Errno::INVAL) => {
+            rustix::process::pidfd_open(pid, PidfdFlags::from_bits_retain(PIDFD_THREAD))
+        }
+        opened => opened,
+    };
+    rustix::process::pidfd_getfd(pidfd?, fd, PidfdGetfdFlags::empty())
 }
 
 /// `PIDFD_THREAD` (Linux 6.9 and newer).
@@ -183,15 +188,11 @@ pub fn refusals(ctx: &CaptureContext) -> Result<Vec<Refusal>, EngineError> {
     }
 }
 
-/// Duplicates of a process's own standard input, output and error: for a look at a program that was not started by
+/// A process's own standard input, output and error: for a look at a program that was not started by
 /// stasis, they stand for the job's streams. `None` for those that are closed or may not be duplicated.
 #[must_use]
-pub fn stdio_of(pid: Pid) -> [Option<OwnedFd>; 3] {
-    [0, 1, 2].map(|fd| {
-        let pid = rustix::process::Pid::from_raw(pid.0)?;
-        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
-        rustix::process::pidfd_getfd(pidfd, fd, PidfdGetfdFlags::empty()).ok()
-    })
+pub fn stdio_of(pid: Pid) -> [Option<Outside>; 3] {
+    [0, 1, 2].map(|fd| Outside::in_process(pid, fd).ok())
 }
 
 /// What a running process does: it closes descriptors and ends.
@@ -214,8 +215,9 @@ pub(super) struct Survey<'a> {
     pub ctx: &'a CaptureContext<'a>,
     pub founds: &'a [Found<'a>],
     pub tables: &'a [Table],
-    pub stdio: stdio::Streams,
     pub terminals: Vec<u32>,
+    /// Which pipes lead outside, as far as that was looked at: a second look could see another answer.
+    pub pipes: RefCell<HashMap<(u64, u64), bool>>,
     by_inode: HashMap<(u64, u64), Vec<usize>>,
 }
 
@@ -229,8 +231,8 @@ impl<'a> Survey<'a> {
             ctx,
             founds,
             tables,
-            stdio: stdio::Streams::new(ctx.stdio),
             terminals: ttys::of_job(ctx),
+            pipes: RefCell::default(),
             by_inode,
         }
     }
@@ -262,6 +264,9 @@ fn classify(whole: &Survey, found: &Found) -> Result<Kind, Obstacle> {
     }
     if let Some(state) = stdio::capture(whole, found)? {
         return Ok(Kind::Stdio(state));
+    }
+    if let Some(state) = inherited::capture(whole, found)? {
+        return Ok(Kind::Inherited(state));
     }
     let file_type = FileType::from_raw_mode(found.stat.st_mode);
     let anonymous = found.link.as_bytes().strip_prefix(b"anon_inode:");
@@ -296,12 +301,16 @@ fn classify(whole: &Survey, found: &Found) -> Result<Kind, Obstacle> {
 fn notes(descriptions: &[Description]) -> Vec<String> {
     let plain = |d: &&Description| matches!(&d.kind, Kind::EventFd(e) if e.semaphore.is_none());
     let unknown = descriptions.iter().filter(plain).count();
-    if unknown == 0 {
-        return Vec::new();
-    }
-    vec![format!(
-        "this kernel does not tell whether an eventfd counts as a semaphore (EFD_SEMAPHORE): {unknown} taken as plain"
-    )]
+    let unknown = (unknown > 0).then(|| {
+        format!(
+            "this kernel does not tell whether an eventfd counts as a semaphore (EFD_SEMAPHORE): {unknown} taken as plain"
+        )
+    });
+    unknown
+        .into_iter()
+        .chain(stdio::note(descriptions))
+        .chain(inherited::note(descriptions))
+        .collect()
 }
 
 /// What all descriptors of one description have in common, as far as `/proc` shows it.
@@ -346,10 +355,9 @@ fn survey<'a>(ctx: &CaptureContext<'a>) -> Result<(Vec<Found<'a>>, Vec<Table>), 
         tables.push(table);
     }
     // What stands in for a standard stream after a restart need not be on that inode any more.
-    let own = stdio::Streams::new(ctx.stdio);
     let mut first: HashMap<(u64, u64), DescriptionId> = HashMap::new();
     for (index, found) in founds.iter_mut().enumerate() {
-        if !stdio::streams(&own, ctx.stdio, found).is_empty() {
+        if !stdio::streams(ctx.stdio, found).is_empty() {
             continue;
         }
         let id = DescriptionId(index as u32);

@@ -390,6 +390,7 @@ mod tests {
         let ctx = CaptureContext {
             processes: &processes,
             stdio: &[None, None, None],
+            inherited: &[],
             contents: None,
             file_content_limit: 0,
             files: &collector,

@@ -48,7 +48,7 @@ pub(super) fn capture(whole: &Survey, found: &Found) -> Result<State, Obstacle> 
     };
     let pipe = match found.earlier {
         Some(first) => Source::Same(first),
-        None => Source::New(pipes::contents_of(whole, found)?),
+        None => Source::New(pipes::whole_contents_of(whole, found)?),
     };
     let writer = |&&index: &&usize| pipes::writes(whole.founds[index].info.flags);
     let waiting = whole.on_inode(found.inode()).iter().find(writer).is_none() && {

@@ -21,8 +21,10 @@ pub mod eventfd;
 pub mod fdinfo;
 pub mod fifos;
 pub mod files;
+pub mod inherited;
 pub mod locks;
 pub mod memfd;
+pub mod outside;
 pub mod owner;
 pub mod pidfd;
 pub mod pipes;
@@ -34,6 +36,8 @@ pub mod ttys;
 mod unsupported;
 
 pub use capture::{Found, Obstacle, capture, refusals, stdio_of};
+pub use inherited::Inherited;
+pub use outside::Outside;
 pub use restore::{
     Opened, Opening, close_high, finish, first_free, install, open_all, plan, raise_limit, seal,
 };
@@ -100,6 +104,8 @@ pub enum Kind {
     Stdio(stdio::State),
     /// The job's terminal, opened once more.
     Terminal(ttys::State),
+    /// Something else that the job was started with and that leads outside.
+    Inherited(inherited::State),
 }
 
 /// One descriptor of a process.
@@ -137,8 +143,10 @@ pub struct ProcessView {
 pub struct CaptureContext<'a> {
     /// Every living process of the tree, parents before children.
     pub processes: &'a [ProcessView],
-    /// The job's own standard input, output and error, held by the caller.
-    pub stdio: &'a [Option<OwnedFd>; 3],
+    /// The job's own standard input, output and error.
+    pub stdio: &'a [Option<Outside>; 3],
+    /// What else the job was started with that leads outside.
+    pub inherited: &'a [Inherited],
     /// Where contents go; `None` only looks, and the result is good for its refusals and notes alone.
     pub contents: Option<&'a dyn ContentSink>,
     /// Contents of files open for writing are stored up to this many bytes each.
@@ -186,6 +194,8 @@ pub struct RestoreContext<'a> {
     pub first_free: RawFd,
     /// The restart command's own standard input, output and error.
     pub stdio: &'a [Option<OwnedFd>; 3],
+    /// What the restart command was given beside them, by number.
+    pub inherited: &'a [(RawFd, OwnedFd)],
     /// A terminal that becomes the job's controlling terminal.
     pub terminal: Option<&'a OwnedFd>,
     /// `OLD=NEW` prefixes for paths.

@@ -88,51 +88,60 @@ pub(super) fn capture(whole: &Survey, found: &Found) -> Result<State, Obstacle> 
         flags: found.info.flags,
         pipe: match found.earlier {
             Some(first) => Source::Same(first),
-            None => Source::New(contents_of(whole, found)?),
+            None => Source::New(whole_contents_of(whole, found)?),
         },
     })
 }
 
-/// Looks at all ends of the pipe that `found` is the first of.
-pub(super) fn contents_of(whole: &Survey, found: &Found) -> Result<Contents, Obstacle> {
-    let ends: Vec<&Found> = whole
-        .on_inode(found.inode())
-        .iter()
-        .map(|&index| &whole.founds[index])
-        .collect();
+fn ends<'a>(whole: &'a Survey<'a>, found: &Found) -> Vec<&'a Found<'a>> {
+    let places = whole.on_inode(found.inode());
+    places.iter().map(|&index| &whole.founds[index]).collect()
+}
+
+/// Whether the tree holds one side of the pipe only, and a process outside has the other.
+pub(super) fn leads_outside(whole: &Survey, found: &Found) -> Result<bool, Obstacle> {
+    if let Some(known) = whole.pipes.borrow().get(&found.inode()) {
+        return Ok(*known);
+    }
+    let what = || format!("looking at {found}");
+    let ends = ends(whole, found);
     let reader = ends.iter().find(|end| reads(end.info.flags));
-    let writer = ends.iter().find(|end| writes(end.info.flags));
-    let outside = "is used by a process outside the job as well";
-    let hint = "start both sides under stasis, or let the job close it before the checkpoint";
-    let duplicate = match (reader, writer) {
-        (Some(reader), Some(_)) => reader.duplicate()?,
-        (Some(reader), None) => {
-            let duplicate = reader.duplicate()?;
-            if has_writers(duplicate.as_fd()).context(|| format!("looking at {found}"))? {
-                return Err(found.refuse(
-                    format!("the other end of this pipe, for writing, {outside}"),
-                    hint,
-                ));
-            }
-            duplicate
-        }
-        (None, _) => {
-            let duplicate = found.duplicate()?;
-            if !hung_up(duplicate.as_fd(), PollFlags::ERR)
-                .context(|| format!("looking at {found}"))?
-            {
-                return Err(found.refuse(
-                    format!("the other end of this pipe, for reading, {outside}"),
-                    hint,
-                ));
-            }
-            // Nobody can ever read what is in it.
-            return Ok(Contents {
-                capacity: capacity(duplicate.as_fd())?,
-                chunks: Vec::new(),
-            });
-        }
+    let leads = match (reader, ends.iter().any(|end| writes(end.info.flags))) {
+        (Some(_), true) => false,
+        (Some(reader), false) => has_writers(reader.duplicate()?.as_fd()).context(what)?,
+        (None, _) => !hung_up(found.duplicate()?.as_fd(), PollFlags::ERR).context(what)?,
     };
+    whole.pipes.borrow_mut().insert(found.inode(), leads);
+    Ok(leads)
+}
+
+/// What is in the pipe that `found` is the first end of, refused where that is a matter of others as well.
+pub(super) fn whole_contents_of(whole: &Survey, found: &Found) -> Result<Contents, Obstacle> {
+    if leads_outside(whole, found)? {
+        let other = if reads(found.info.flags) {
+            "writing"
+        } else {
+            "reading"
+        };
+        return Err(found.refuse(
+            format!("the other end of this pipe, for {other}, is used by a process outside the job as well"),
+            "start both sides under stasis, or let the job close it before the checkpoint",
+        ));
+    }
+    contents_of(whole, found)
+}
+
+/// What is in the pipe that `found` is the first end of.
+pub(super) fn contents_of(whole: &Survey, found: &Found) -> Result<Contents, Obstacle> {
+    let ends = ends(whole, found);
+    let Some(reader) = ends.iter().find(|end| reads(end.info.flags)) else {
+        // Nobody of the tree can ever read what is in it.
+        return Ok(Contents {
+            capacity: capacity(found.duplicate()?.as_fd())?,
+            chunks: Vec::new(),
+        });
+    };
+    let duplicate = reader.duplicate()?;
     let capacity = capacity(duplicate.as_fd())?;
     if whole.ctx.contents.is_none() {
         return Ok(Contents {

@@ -3,8 +3,8 @@
 use super::pipes::Spares;
 use super::{
     Description, DescriptionId, Descriptor, Kind, Plan, ProcessView, RestoreContext, Table,
-    devices, directories, epoll, eventfd, fifos, files, locks, memfd, owner, pidfd, pipes,
-    signalfd, stdio, timerfd, ttys,
+    devices, directories, epoll, eventfd, fifos, files, inherited, locks, memfd, owner, pidfd,
+    pipes, signalfd, stdio, timerfd, ttys,
 };
 use crate::error::Context;
 use crate::{EngineError, Refusal};
@@ -56,6 +56,7 @@ pub struct Opening<'a> {
     pub notes: Vec<String>,
     pub(super) pipes: Spares,
     pub(super) fifos: fifos::Holders,
+    pub(super) inherited: inherited::Bindings,
     opened: Opened,
 }
 
@@ -88,6 +89,7 @@ impl Opening<'_> {
             Kind::MemFd(state) => memfd::restore(state, self)?,
             Kind::PidFd(state) => return pidfd::restore(state),
             Kind::Terminal(state) => ttys::restore(state, self)?,
+            Kind::Inherited(state) => inherited::restore(state, id, self)?,
             Kind::Stdio(state) => {
                 let (main, others) = stdio::restore(state, self)?;
                 for (number, fd) in others {
@@ -160,6 +162,7 @@ pub fn plan(descriptions: &[Description], ctx: &RestoreContext) -> Plan {
             Kind::File(state) => files::plan(state, ctx, &mut plan),
             Kind::Directory(state) => directories::plan(state, ctx, &mut plan),
             Kind::Stdio(state) => stdio::plan(state, ctx, &mut plan),
+            Kind::Inherited(state) => inherited::plan(state, ctx, &mut plan),
             Kind::Fifo(state) => match fifos::plan(state, ctx) {
                 Ok(action) => plan.actions.extend(action),
                 Err(error) => plan.refusals.push(Refusal {
@@ -188,6 +191,7 @@ pub fn open_all(descriptions: &[Description], ctx: &RestoreContext) -> Result<Op
         notes: Vec::new(),
         pipes: Spares::default(),
         fifos: fifos::Holders::default(),
+        inherited: inherited::Bindings::default(),
         opened: Opened {
             first_free: ctx.first_free,
             ..Opened::default()
@@ -206,8 +210,12 @@ pub fn open_all(descriptions: &[Description], ctx: &RestoreContext) -> Result<Op
     failures.result()?;
     ttys::set_up(descriptions, ctx)?;
     let Opening {
-        notes, mut opened, ..
+        mut notes,
+        mut opened,
+        inherited,
+        ..
     } = opening;
+    notes.extend(inherited.note());
     opened.notes = notes;
     let more = epoll::fill_all(descriptions, &opened)?;
     opened.notes.extend(more);

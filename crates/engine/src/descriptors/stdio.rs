@@ -11,15 +11,18 @@
 //! restart, other numbers to the output. Setting `O_NONBLOCK` on what the restart was given would hit the shell that
 //! gave it: where flags differ, terminals and pipes are opened once more.
 
-use super::capture::{Survey, is_same};
-use super::{Found, Obstacle, Opening, Plan, RestoreContext};
+use super::capture::Survey;
+use super::{Description, Found, Kind, Obstacle, Opening, Outside, Plan, RestoreContext};
 use super::{devices, files, memfd, reopen, set_status, ttys, unsupported};
 use crate::EngineError;
 use crate::error::Context;
-use rustix::fs::{FileType, OFlags, SeekFrom, Stat};
+use crate::file_policy::PathBytes;
+use rustix::fs::{FileType, OFlags, SeekFrom};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use stasis_sys::terminal::Settings;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// A saved standard stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,56 +41,44 @@ pub struct State {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Was {
     /// A terminal, with its settings where it could still be asked.
-    Terminal(Option<Settings>),
+    Terminal(Option<ttys::Face>),
     /// A pipe or FIFO.
     Pipe,
     /// A socket.
     Socket,
     /// A file.
     File(files::State),
+    /// A file whose path cannot be followed (a directory above it may not be searched): not stored, not compared.
+    Hidden {
+        /// Where it is.
+        path: PathBytes,
+        /// Device and inode.
+        inode: (u64, u64),
+        /// The offset.
+        offset: u64,
+    },
     /// A memory device.
     Device(devices::State),
 }
 
-/// What the job's own streams are.
-pub(super) struct Streams([Option<Stat>; 3]);
-
-impl Streams {
-    pub fn new(stdio: &[Option<OwnedFd>; 3]) -> Streams {
-        Streams(
-            stdio
-                .each_ref()
-                .map(|fd| fd.as_ref().and_then(|fd| rustix::fs::fstat(fd).ok())),
-        )
-    }
-
-    /// Those on the same inode.
-    fn on_inode(&self, found: &Found) -> Vec<u8> {
-        let same = |stat: &Option<Stat>| {
-            stat.is_some_and(|stat| (stat.st_dev, stat.st_ino) == found.inode())
-        };
-        (0..3).filter(|&i| same(&self.0[usize::from(i)])).collect()
-    }
+/// Which of the job's streams a description is.
+pub(super) fn streams(stdio: &[Option<Outside>; 3], found: &Found) -> Vec<u8> {
+    those(stdio, |own| own.is(found))
 }
 
-/// Which of the job's streams a description is.
-pub(super) fn streams(streams: &Streams, stdio: &[Option<OwnedFd>; 3], found: &Found) -> Vec<u8> {
-    let mut which = streams.on_inode(found);
-    which.retain(|&index| {
-        stdio[usize::from(index)]
-            .as_ref()
-            .is_some_and(|own| is_same(own, found))
-    });
-    which
+fn those(stdio: &[Option<Outside>; 3], wanted: impl Fn(&Outside) -> bool) -> Vec<u8> {
+    (0..3)
+        .filter(|&index| stdio[usize::from(index)].as_ref().is_some_and(&wanted))
+        .collect()
 }
 
 /// Captures one; `None` for a description that is none of the job's streams.
 pub(super) fn capture(whole: &Survey, found: &Found) -> Result<Option<State>, Obstacle> {
     let file_type = FileType::from_raw_mode(found.stat.st_mode);
-    let mut which = streams(&whole.stdio, whole.ctx.stdio, found);
+    let mut which = streams(whole.ctx.stdio, found);
     let reopened = which.is_empty() && file_type == FileType::Fifo;
     if reopened {
-        which = whole.stdio.on_inode(found);
+        which = those(whole.ctx.stdio, |own| own.inode() == found.inode());
     }
     if which.is_empty() {
         return Ok(None);
@@ -96,9 +87,14 @@ pub(super) fn capture(whole: &Survey, found: &Found) -> Result<Option<State>, Ob
         FileType::Fifo => Was::Pipe,
         FileType::Socket => Was::Socket,
         FileType::CharacterDevice if ttys::is_terminal(found) => {
-            Was::Terminal(ttys::settings(found.duplicate()?.as_fd()))
+            Was::Terminal(ttys::face(found.duplicate()?.as_fd()))
         }
         FileType::CharacterDevice => Was::Device(devices::capture(found)?),
+        FileType::RegularFile if is_hidden(found) => Was::Hidden {
+            path: PathBytes::from(found.link.as_bytes()),
+            inode: found.inode(),
+            offset: found.info.position,
+        },
         FileType::RegularFile if !memfd::is_memfd(found) => {
             match unsupported::special_file(found) {
                 Some(obstacle) => return Err(obstacle),
@@ -113,6 +109,31 @@ pub(super) fn capture(whole: &Survey, found: &Found) -> Result<Option<State>, Ob
         flags: found.info.flags,
         reopened,
     }))
+}
+
+/// Whether the path cannot be followed by us, though there is one.
+fn is_hidden(found: &Found) -> bool {
+    let path = Path::new(&found.link);
+    path.is_absolute()
+        && found.stat.st_nlink > 0
+        && matches!(rustix::fs::lstat(path), Err(Errno::ACCESS))
+}
+
+/// What the user should know about streams that are not saved as what they are.
+pub(super) fn note(descriptions: &[Description]) -> Option<String> {
+    let hidden = descriptions
+        .iter()
+        .find_map(|description| match &description.kind {
+            Kind::Stdio(State {
+                was: Was::Hidden { path, .. },
+                ..
+            }) => Some(path),
+            _ => None,
+        })?;
+    Some(format!(
+        "{hidden}, a standard stream, is not saved, as a directory above it may not be searched: a restart goes on in its own \
+         stream"
+    ))
 }
 
 /// What [`restore`] is going to do.
@@ -204,15 +225,35 @@ fn bind(state: &State, index: u8, opening: &mut Opening) -> Result<OwnedFd, Engi
             Some(own) if !own.terminal => duplicate(own.fd),
             _ => devices::restore(device),
         },
-        Was::Terminal(_) | Was::Pipe | Was::Socket => match own {
-            Some(own) => rebound(state, &own),
-            None => {
-                let flags = OFlags::RDWR | OFlags::CLOEXEC;
-                rustix::fs::open("/dev/null", flags, rustix::fs::Mode::empty())
-                    .context(|| "opening /dev/null".into())
+        Was::Hidden { inode, offset, .. } => match own {
+            Some(own) if own.inode == *inode => {
+                let stat =
+                    rustix::fs::fstat(own.fd).context(|| "looking at a standard stream".into())?;
+                let length = u64::try_from(stat.st_size).unwrap_or(0);
+                rustix::fs::seek(own.fd, SeekFrom::Start((*offset).min(length)))
+                    .context(|| "setting the offset of a standard stream".into())?;
+                duplicate(own.fd)
             }
+            Some(own) => duplicate(own.fd),
+            None => nowhere(),
+        },
+        Was::Terminal(_) | Was::Pipe | Was::Socket => match own {
+            Some(own) => {
+                let bound = Bound {
+                    flags: state.flags,
+                    reopened: state.reopened,
+                };
+                rebound(&bound, own.fd)
+            }
+            None => nowhere(),
         },
     }
+}
+
+fn nowhere() -> Result<OwnedFd, EngineError> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    rustix::fs::open("/dev/null", flags, rustix::fs::Mode::empty())
+        .context(|| "opening /dev/null".into())
 }
 
 fn duplicate(own: BorrowedFd) -> Result<OwnedFd, EngineError> {
@@ -220,28 +261,37 @@ fn duplicate(own: BorrowedFd) -> Result<OwnedFd, EngineError> {
         .context(|| "duplicating a standard stream".into())
 }
 
-fn rebound(state: &State, own: &Own) -> Result<OwnedFd, EngineError> {
+/// How the program had something that is bound to a descriptor of the restart.
+pub(super) struct Bound {
+    /// Access mode and status flags.
+    pub flags: u32,
+    /// It was a second opening.
+    pub reopened: bool,
+}
+
+/// A descriptor of the restart for the program: another opening where the flags differ and that is possible.
+pub(super) fn rebound(bound: &Bound, own: BorrowedFd<'_>) -> Result<OwnedFd, EngineError> {
     const WANTED: OFlags = OFlags::NONBLOCK.union(OFlags::DIRECT);
-    let wanted = OFlags::from_bits_retain(state.flags) & WANTED;
-    let have = rustix::fs::fcntl_getfl(own.fd).context(|| "asking for a stream's flags".into())?;
-    if have & WANTED == wanted && !state.reopened {
-        return duplicate(own.fd);
+    let wanted = OFlags::from_bits_retain(bound.flags) & WANTED;
+    let have = rustix::fs::fcntl_getfl(own).context(|| "asking for a stream's flags".into())?;
+    if have & WANTED == wanted && !bound.reopened {
+        return duplicate(own);
     }
-    let stat = rustix::fs::fstat(own.fd).context(|| "looking at a standard stream".into())?;
+    let stat = rustix::fs::fstat(own).context(|| "looking at a standard stream".into())?;
     let file_type = FileType::from_raw_mode(stat.st_mode);
-    if own.terminal || file_type == FileType::Fifo {
-        let access = if state.reopened {
-            state.flags & 3
+    if rustix::termios::isatty(own) || file_type == FileType::Fifo {
+        let access = if bound.reopened {
+            bound.flags & 3
         } else {
             (have & OFlags::ACCMODE).bits()
         };
         // Without waiting: a FIFO's other side may not have been opened yet. Another user's terminal cannot be opened.
-        if let Ok(again) = reopen(own.fd, access | OFlags::NONBLOCK.bits()) {
+        if let Ok(again) = reopen(own, access | OFlags::NONBLOCK.bits()) {
             set_status(again.as_fd(), wanted.bits())?;
             return Ok(again);
         }
     }
-    let fd = duplicate(own.fd)?;
+    let fd = duplicate(own)?;
     if file_type != FileType::RegularFile {
         set_status(
             fd.as_fd(),

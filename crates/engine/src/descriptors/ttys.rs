@@ -1,8 +1,9 @@
 //! The job's terminal, opened once more (`/dev/tty`, `/dev/pts/3`).
 //!
-//! Saved: status flags and the terminal's settings. At a restart it is bound to the terminal that becomes the job's, or
-//! to the restart command's own, or to `/dev/null` with a note. The settings are set on a terminal that is made for the
-//! job; the window's size is that of the new window. Not saved: input that waits in the terminal, the controlling side of
+//! Saved: status flags, the terminal's settings and its window's size. At a restart it is bound to the terminal that becomes
+//! the job's, or to the restart command's own, or to `/dev/null` with a note. The settings are set on a terminal that is made
+//! for the job, and on the restart's own where that is in its foreground. The window keeps its present size: where that is
+//! another one, the program gets SIGWINCH. Not saved: input that waits in the terminal, the controlling side of
 //! a pseudo terminal and terminals other than the job's own (refused).
 //!
 //! Facts: `TIOCGDEV` tells which terminal a descriptor on `/dev/tty` is; field 7 of `/proc/PID/stat` tells a process's
@@ -18,6 +19,8 @@ use crate::error::Context;
 use crate::tree::Stat;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use rustix::process::getpgrp;
+use rustix::termios::{tcgetpgrp, tcgetwinsize};
 use serde::{Deserialize, Serialize};
 use stasis_sys::terminal::{self, Settings};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,8 +30,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 pub struct State {
     /// Access mode and status flags.
     pub flags: u32,
-    /// The terminal's settings; `None` when it had hung up.
-    pub settings: Option<Settings>,
+    /// How the terminal was set up; `None` when it had hung up.
+    pub face: Option<Face>,
+}
+
+/// How a terminal is set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Face {
+    /// Its settings (`termios(3)`).
+    pub settings: Settings,
+    /// Rows and columns of its window.
+    pub window: (u16, u16),
 }
 
 /// Whether a character device is a terminal that programs use, by its number.
@@ -57,9 +69,20 @@ pub(super) fn of_job(ctx: &CaptureContext) -> Vec<u32> {
     numbers
 }
 
-/// The settings of a terminal that answers.
-pub(super) fn settings(terminal: BorrowedFd) -> Option<Settings> {
-    terminal::settings(terminal).ok()
+/// How a terminal that answers is set up.
+pub(super) fn face(terminal: BorrowedFd) -> Option<Face> {
+    let settings = terminal::settings(terminal).ok()?;
+    let size = tcgetwinsize(terminal).ok()?;
+    Some(Face {
+        settings,
+        window: (size.ws_row, size.ws_col),
+    })
+}
+
+/// Whether a terminal is one of the job's own.
+pub(super) fn is_of_job(whole: &Survey, found: &Found) -> Result<bool, Obstacle> {
+    let duplicate = found.duplicate()?;
+    Ok(terminal::device(duplicate.as_fd()).is_ok_and(|number| whole.terminals.contains(&number)))
 }
 
 /// Captures one.
@@ -68,12 +91,12 @@ pub(super) fn capture(whole: &Survey, found: &Found) -> Result<State, Obstacle> 
     match terminal::device(duplicate.as_fd()) {
         Ok(number) if whole.terminals.contains(&number) => Ok(State {
             flags: found.info.flags,
-            settings: settings(duplicate.as_fd()),
+            face: face(duplicate.as_fd()),
         }),
         // It has hung up: whatever it was, there is only its absence to restore.
         Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => Ok(State {
             flags: found.info.flags,
-            settings: None,
+            face: None,
         }),
         _ => Err(unsupported::device(found)),
     }
@@ -114,27 +137,46 @@ fn terminal_of<'a>(ctx: &'a RestoreContext) -> Option<BorrowedFd<'a>> {
     ctx.terminal.or_else(own).map(AsFd::as_fd)
 }
 
-/// Gives the terminal that was made for the job the settings that its terminal had.
+/// How the job's terminal was set up, where it had one.
+#[must_use]
+pub fn of_descriptions(descriptions: &[Description]) -> Option<Face> {
+    descriptions
+        .iter()
+        .find_map(|description| match &description.kind {
+            Kind::Terminal(state) => state.face,
+            Kind::Stdio(stdio::State {
+                was: stdio::Was::Terminal(face),
+                ..
+            }) => *face,
+            _ => None,
+        })
+}
+
+/// The terminal of the calling process's session among the restart's streams, where the process is in its foreground.
+#[must_use]
+pub fn in_foreground(stdio: &[Option<OwnedFd>; 3]) -> Option<BorrowedFd<'_>> {
+    let ours = |fd: &&OwnedFd| tcgetpgrp(fd).is_ok_and(|group| group == getpgrp());
+    stdio.iter().flatten().find(ours).map(AsFd::as_fd)
+}
+
+/// Gives the terminal of the restart the settings that the job's terminal had.
 pub(super) fn set_up(
     descriptions: &[Description],
     ctx: &RestoreContext,
 ) -> Result<(), EngineError> {
-    let Some(terminal) = ctx.terminal else {
+    let what = || "setting up the terminal".to_owned();
+    let Some(face) = of_descriptions(descriptions) else {
         return Ok(());
     };
-    let saved = descriptions
-        .iter()
-        .find_map(|description| match &description.kind {
-            Kind::Terminal(state) => state.settings,
-            Kind::Stdio(stdio::State {
-                was: stdio::Was::Terminal(settings),
-                ..
-            }) => *settings,
-            _ => None,
-        });
-    match saved {
-        Some(settings) => terminal::set_settings(terminal.as_fd(), &settings)
-            .context(|| "setting up the terminal".into()),
+    let made = ctx.terminal.map(AsFd::as_fd);
+    match made.or_else(|| in_foreground(ctx.stdio)) {
+        Some(terminal) => terminal::set_settings(terminal, &face.settings).context(what),
         None => Ok(()),
     }
+}
+
+/// Whether a terminal's window has another size than the job's had.
+#[must_use]
+pub fn is_another_size(terminal: BorrowedFd<'_>, face: &Face) -> bool {
+    tcgetwinsize(terminal).is_ok_and(|now| (now.ws_row, now.ws_col) != face.window)
 }

@@ -3,6 +3,11 @@
 //! The order of calls: [`Collector::descriptor`] for every description, [`Collector::mapping`] for every file mapping,
 //! [`Collector::store`] while the tree stands still, [`Collector::finish`] when it may run again.
 //!
+//! Contents of files that are open for writing are read while the tree stands still, though the pause grows by that. Time stamps
+//! could show afterwards that nobody has written in between, but where somebody has, what was there is gone, and nothing
+//! could be done but to give the whole checkpoint up. Files that are only read cannot be changed by the tree: these are
+//! looked at when it runs again, and not at all where nothing has changed since the previous checkpoint.
+//!
 //! Until [`Collector::store`] the collector may hold duplicates of the program's descriptions. A `flock(2)` lock lives as
 //! long as any duplicate does, so `store` drops them before the program can close its own.
 
@@ -15,8 +20,8 @@ use crate::contents::ContentSink;
 use crate::error::Context;
 use crate::{EngineError, Refusal};
 use rustix::fs::{
-    Access, AtFlags, CWD, Mode, OFlags, SeekFrom, fcntl_getfl, fstat, fstatfs, open, seek, statat,
-    statfs, tell,
+    Access, AtFlags, CWD, Mode, OFlags, SeekFrom, fcntl_getfl, fstat, fstatfs, lstat, open, seek,
+    statat, statfs, tell,
 };
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::time::{ClockId, clock_gettime};
@@ -144,6 +149,13 @@ impl Collector {
         let entry = &mut gathered.entries[index.0 as usize];
         entry.record.uses.add(uses);
         if entry.elsewhere && entry.record.uses.writes() {
+            if let Err(error @ Errno::ACCESS) = lstat(entry.record.path.as_path()) {
+                return Err(refusal(
+                    format!("file {}", entry.record.path),
+                    format!("it is open for writing and its path cannot be followed: {error}"),
+                    "let the directories above it be searched (chmod u+x)",
+                ));
+            }
             return Err(refusal(
                 format!("file {}", entry.record.path),
                 "it is open for writing and this name of it was deleted, but it has another one that was not found",

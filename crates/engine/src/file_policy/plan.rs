@@ -31,6 +31,8 @@ pub struct PlanOptions {
     pub sequence: u64,
     /// The files that are the restart command's own standard streams: that they are open is no sign of somebody else's work.
     pub own: Vec<FileId>,
+    /// The same, of everything that the command was started with.
+    pub held: Vec<FileId>,
 }
 
 /// What a restart is going to do with the files of an image.
@@ -474,7 +476,7 @@ impl Case<'_> {
 
     /// Why the file had better not be changed: somebody is at work on it, the job itself, perhaps, still running.
     fn at_work(&self, seen: Seen) -> Option<String> {
-        if self.options.own.contains(&seen.id) {
+        if self.options.held.contains(&seen.id) {
             return None;
         }
         if let Some(holder) = self.locked.get(&seen.id) {

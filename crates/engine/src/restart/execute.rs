@@ -5,13 +5,16 @@ use super::ids::IdSource;
 use super::maker::Maker;
 use super::numbers::Numbers;
 use super::{Options, Plan, revive, skeleton};
+use crate::descriptors::ttys;
 use crate::error::Context;
 use crate::file_policy::{self, ReadyFiles};
-use crate::job::{Memory, own_stdio};
+use crate::job::{self, Memory, own_stdio};
+use crate::model::Tree;
 use crate::progress::{Progress, Step};
 use crate::store::Loader;
 use crate::{EngineError, Job, faults, keeper};
 use stasis_image::Image;
+use stasis_sys::Pid;
 use stasis_sys::board::Board;
 use stasis_sys::process::{self, Fork};
 use std::fs::File;
@@ -60,6 +63,7 @@ fn start(
     let (reports, report) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .context(|| "making a pipe".into())?;
     let stdio = own_stdio();
+    let inherited = stasis_sys::descriptor::inherited();
     let board = Board::new(births.nodes.len()).context(|| "sharing memory".into())?;
     // Orphans of the namespace's making come to the supervisor.
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
@@ -73,6 +77,7 @@ fn start(
         ids: IdSource::new(plan.strategy, births.wanted(tree)),
         ready,
         stdio: &stdio,
+        inherited: &inherited,
         front: &front,
         supervisor: &keeper_end,
         report: report.as_fd(),
@@ -91,8 +96,17 @@ fn start(
     // In a thread of its own: what dies while it is let go stays its tracer's, and would never be its parent's to wait for, until
     // the tracing thread ends (`exit_ptrace`, `kernel/ptrace.c`).
     let revived = std::thread::scope(|scope| {
-        let tracing =
-            scope.spawn(|| revive::revive(image, plan, &numbers, options, progress, &mut notes));
+        let tracing = scope.spawn(|| {
+            let way = revive::Way {
+                image,
+                plan,
+                numbers: &numbers,
+                options,
+                progress,
+                keeper: events.as_fd(),
+            };
+            revive::revive(&way, &mut notes)
+        });
         let panicked = |_| Err(EngineError::Failed("the restart panicked".into()));
         tracing.join().unwrap_or_else(panicked)
     })?;
@@ -104,18 +118,36 @@ fn start(
     keeper::Command::Release
         .send(events.as_fd())
         .context(|| "waking the keeper".into())?;
+    let resized = resized(tree, options, &stdio, &revived.pids);
     Ok(Job {
         keeper: revived.keeper,
         root: revived.root,
         virtual_root: tree.root,
-        stdio,
+        stdio: job::remembered(&stdio),
+        inherited: revived.inherited,
+        resized,
         events,
-        requester: revived.requester,
+        requesters: revived.requesters,
         memory: Memory {
             sleeping: revived.sleeping,
             ..Memory::default()
         },
     })
+}
+
+/// The processes that find themselves in the foreground of a window of another size than they were saved in.
+fn resized(tree: &Tree, options: &Options, stdio: &[Option<OwnedFd>; 3], pids: &[Pid]) -> Vec<Pid> {
+    let Some(face) = ttys::of_descriptions(&tree.descriptions) else {
+        return Vec::new();
+    };
+    let mut terminals = options.terminal.iter().chain(stdio.iter().flatten());
+    if !terminals.any(|fd| ttys::is_another_size(fd.as_fd(), &face)) {
+        return Vec::new();
+    }
+    let told =
+        |(process, _): &(&crate::model::Process, &Pid)| Some(process.group) == tree.foreground;
+    let pairs = tree.processes.iter().zip(pids).filter(told);
+    pairs.map(|(_, pid)| *pid).collect()
 }
 
 fn raise_descriptor_limit(end: RawFd) -> Result<(), EngineError> {

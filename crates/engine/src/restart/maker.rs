@@ -6,7 +6,7 @@ use super::numbers::Numbers;
 use super::skeleton::{self, Skeleton};
 use super::{Options, Plan, Strategy, context, world};
 use crate::EngineError;
-use crate::descriptors::{self, RestoreContext};
+use crate::descriptors::{self, RestoreContext, ttys};
 use crate::error::Context;
 use crate::file_policy::{PathMap, ReadyFiles};
 use crate::keeper;
@@ -31,6 +31,7 @@ pub struct Maker<'a> {
     pub ids: IdSource,
     pub ready: &'a ReadyFiles,
     pub stdio: &'a [Option<OwnedFd>; 3],
+    pub inherited: &'a [(RawFd, OwnedFd)],
     pub front: &'a OwnedFd,
     pub supervisor: &'a OwnedFd,
     pub report: BorrowedFd<'a>,
@@ -163,6 +164,7 @@ impl Maker<'_> {
             &loader,
             Some(self.ready),
             self.stdio,
+            self.inherited,
             self.numbers.first_free,
         );
         // What this process itself needs must not be in the way of the program's numbers.
@@ -200,18 +202,45 @@ impl Maker<'_> {
             report: report.as_fd(),
         };
         skeleton.make()?;
+        self.bring_to_foreground();
         if self.plan.strategy == Strategy::Namespaces {
             // New processes of the program get ids above those that it knows, as they would have. Without that they would be low.
             let highest = self.births.wanted(tree).last().map_or(1, |id| id.0);
             let _ = std::fs::write("/proc/sys/kernel/ns_last_pid", highest.to_string());
         }
+        self.await_word(&supervisor)?;
+        keeper::tell_sealed(&supervisor, &descriptors::seal(&tree.descriptions, &opened));
         drop(opened);
+        keeper::let_go_of_stdio();
         keeper::close_all_but(&[front.as_raw_fd(), supervisor.as_raw_fd()]);
         self.await_word(&supervisor)?;
         keeper::serve(&front, &supervisor, tree.root)
     }
 
-    /// Waits until the supervisor has filled the processes with life; when it dies instead, they die.
+    /// Puts the process group in the foreground of the terminal that was there: in the keeper, which blocks SIGTTOU. Where the
+    /// terminal is the restart's own, this command has to be in its foreground.
+    fn bring_to_foreground(&self) {
+        let tree = &self.plan.tree;
+        let Some(group) = (tree.foreground.filter(|group| *group != tree.outer_group))
+            .and_then(|group| rustix::process::Pid::from_raw(group.0))
+        else {
+            return;
+        };
+        let terminal = match &self.options.terminal {
+            Some(made) => Some(made.as_fd()),
+            None => ttys::in_foreground(self.stdio),
+        };
+        if let Some(terminal) = terminal
+            && let Err(error) = rustix::termios::tcsetpgrp(terminal, group)
+        {
+            self.note(&format!(
+                "process group {} could not be put in the foreground of the terminal: {error}",
+                group.as_raw_nonzero()
+            ));
+        }
+    }
+
+    /// Waits until the supervisor has come to the next step; when it dies instead, the processes die.
     fn await_word(&self, supervisor: &OwnedFd) -> Result<(), EngineError> {
         let mut buffer = [0u8; keeper::MESSAGE_LEN];
         match rustix::net::recv(supervisor, &mut buffer, rustix::net::RecvFlags::empty()) {

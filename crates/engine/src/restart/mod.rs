@@ -57,6 +57,7 @@ fn context<'a>(
     loader: &'a Loader<'a>,
     files: Option<&'a ReadyFiles>,
     stdio: &'a [Option<OwnedFd>; 3],
+    inherited: &'a [(RawFd, OwnedFd)],
     first_free: RawFd,
 ) -> RestoreContext<'a> {
     RestoreContext {
@@ -64,6 +65,7 @@ fn context<'a>(
         files,
         first_free,
         stdio,
+        inherited,
         terminal: options.terminal.as_ref(),
         path_map: &options.map_path,
         clocks: None,

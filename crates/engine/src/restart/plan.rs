@@ -13,7 +13,7 @@ use crate::{EngineError, Refusal, faults};
 use serde::Serialize;
 use stasis_image::{Image, ObjectId};
 use std::collections::BTreeSet;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// What a restart is going to do; made without touching anything.
 #[derive(Debug, Serialize)]
@@ -62,19 +62,20 @@ pub fn plan(
     owner(&tree, &mut refusals);
     kernel(&tree, &mut refusals)?;
     let stdio = own_stdio();
+    let inherited = stasis_sys::descriptor::inherited();
+    let identity = |fd: &OwnedFd| file_policy::FileId::of(fd.as_fd());
+    let own: Vec<_> = stdio.iter().flatten().filter_map(identity).collect();
+    let others = inherited.iter().filter_map(|(_, fd)| identity(fd));
     let wanted = PlanOptions {
         changed: options.changed_files,
         map: PathMap::new(&options.map_path),
         sequence: tree.info.sequence,
-        own: stdio
-            .iter()
-            .flatten()
-            .filter_map(|fd| file_policy::FileId::of(fd.as_fd()))
-            .collect(),
+        held: own.iter().copied().chain(others).collect(),
+        own,
     };
     let files = file_policy::plan(&tree.files, &wanted, &loader);
     refusals.extend(files.problems.iter().cloned());
-    let context = context(options, &loader, None, &stdio, 0);
+    let context = context(options, &loader, None, &stdio, &inherited, 0);
     let open = descriptors::plan(&tree.descriptions, &context);
     refusals.extend(open.refusals);
     // A damaged image is told before anything else, and before any file is changed for its sake.

@@ -4,7 +4,9 @@ use super::numbers::Numbers;
 use super::{Options, Plan, Strategy};
 use super::{executable, fill, thread_births};
 use crate::calls::Calls;
+use crate::descriptors::inherited::{self, Inherited};
 use crate::error::Context;
+use crate::keeper;
 use crate::memory::restore::{self as areas, Descriptors, Places};
 use crate::memory::{layout, vdso};
 use crate::model::{Process, Tree};
@@ -15,6 +17,7 @@ use stasis_image::{Image, ObjectId};
 use stasis_sys::{Pid, procfs};
 use stasis_tracee::{Born, Memory, Registers, Running, Stopped};
 use std::collections::HashMap;
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 /// What a restart has made.
@@ -23,10 +26,30 @@ pub struct Revived {
     pub keeper: Pid,
     /// The root (the supervisor's number).
     pub root: Pid,
-    /// The process that waits for an answer (the supervisor's number).
-    pub requester: Option<Pid>,
+    /// Every living process, in the image's order (the supervisor's numbers).
+    pub pids: Vec<Pid>,
+    /// The processes that wait for an answer (the supervisor's numbers).
+    pub requesters: Vec<Pid>,
     /// Threads that sleep with a time limit.
     pub sleeping: HashMap<Pid, Sleeping>,
+    /// What the job has open that leads outside, beside its standard streams.
+    pub inherited: Vec<Inherited>,
+}
+
+/// What the revival works with.
+pub struct Way<'a> {
+    /// The image.
+    pub image: &'a Image,
+    /// What is to be done.
+    pub plan: &'a Plan,
+    /// Where descriptors are.
+    pub numbers: &'a Numbers,
+    /// How to restart.
+    pub options: &'a Options,
+    /// Who is told.
+    pub progress: &'a dyn Progress,
+    /// The line to the keeper.
+    pub keeper: BorrowedFd<'a>,
 }
 
 /// For how long the kernel may take to stop a thread.
@@ -44,14 +67,15 @@ struct Reviving<'a> {
 ///
 /// # Errors
 /// When a step fails: the caller kills the skeleton.
-pub fn revive(
-    image: &Image,
-    plan: &Plan,
-    numbers: &Numbers,
-    options: &Options,
-    progress: &dyn Progress,
-    notes: &mut Vec<String>,
-) -> Result<Revived, EngineError> {
+pub fn revive(way: &Way<'_>, notes: &mut Vec<String>) -> Result<Revived, EngineError> {
+    let Way {
+        image,
+        plan,
+        numbers,
+        options,
+        progress,
+        keeper,
+    } = *way;
     let saved = &*plan.tree;
     let hosts = host_ids(plan.strategy);
     let find = |pid: Pid| {
@@ -119,6 +143,10 @@ pub fn revive(
         attributes::restore_from_outside(&process.attributes, witness, process.pid, notes);
     }
     await_zombies(saved, &hosts)?;
+    let tables = saved.processes.iter().map(|process| &process.descriptors);
+    let holders = pids.iter().copied().zip(tables);
+    let inherited = inherited::of_processes(&saved.descriptions, holders)?;
+    keeper::await_seals(keeper)?;
     faults::pass("ready")?;
     progress.step(Step::Start);
     crate::freeze::let_go(ready);
@@ -130,8 +158,12 @@ pub fn revive(
     Ok(Revived {
         keeper,
         root: find(saved.root).unwrap_or(keeper),
-        requester: saved.requester.and_then(|pid| hosts.get(&pid).copied()),
+        requesters: (saved.requesters.iter())
+            .filter_map(|pid| hosts.get(pid).copied())
+            .collect(),
         sleeping,
+        inherited,
+        pids,
     })
 }
 

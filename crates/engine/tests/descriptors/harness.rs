@@ -1,19 +1,18 @@
 //! A program to capture, and a process tree to restore into.
 
-use stasis_engine::contents::{ContentId, ContentLoader, ContentSink};
+pub use crate::parcel::Store;
+
+use crate::parcel::Parcel;
 use stasis_engine::descriptors::{
-    self, CaptureContext, Captured, Kind, ProcessView, RestoreContext, timerfd,
+    self, CaptureContext, Captured, Kind, Outside, ProcessView, timerfd,
 };
-use stasis_engine::file_policy::{self, Collector, FileRecord, PathMap, PlanOptions};
-use stasis_engine::restart::ChangedFiles;
+use stasis_engine::file_policy::Collector;
 use stasis_engine::tree::{self, Stat};
 use stasis_engine::{EngineError, Refusal};
-use stasis_sys::process::{self, Fork, WUNTRACED, Waited};
-use stasis_sys::{Pid, signal};
+use stasis_sys::{Pid, process, signal};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileExt;
+use std::io::{BufRead, BufReader, Read, Seek, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -155,15 +154,16 @@ impl Program {
 
     /// What stands in its way, looked at without storing.
     pub fn refusals(&self) -> Vec<Refusal> {
-        self.refusals_with(&self.stdio)
+        self.refusals_with(&remembered(&self.stdio))
     }
 
     /// The same, these being the job's streams.
-    pub fn refusals_with(&self, stdio: &[Option<OwnedFd>; 3]) -> Vec<Refusal> {
+    pub fn refusals_with(&self, stdio: &[Option<Outside>; 3]) -> Vec<Refusal> {
         let views = self.views();
         let context = CaptureContext {
             processes: &views,
             stdio,
+            inherited: &[],
             contents: None,
             file_content_limit: 0,
             files: &Collector::new(0),
@@ -193,9 +193,11 @@ impl Drop for Program {
     }
 }
 
-/// Moves a descriptor out of the way of the program's.
-fn moved(fd: OwnedFd, first_free: RawFd) -> OwnedFd {
-    rustix::io::fcntl_dupfd_cloexec(&fd, first_free).expect("a number")
+/// A duplicate that a program started now inherits, out of the way of the program's numbers.
+fn given(fd: &OwnedFd, first_free: RawFd) -> OwnedFd {
+    let copy = rustix::io::fcntl_dupfd_cloexec(fd, first_free).expect("a number");
+    rustix::io::fcntl_setfd(&copy, rustix::io::FdFlags::empty()).expect("it is open");
+    copy
 }
 
 fn view(pid: Pid) -> ProcessView {
@@ -209,6 +211,11 @@ fn view(pid: Pid) -> ProcessView {
     }
 }
 
+fn remembered(stdio: &[Option<OwnedFd>; 3]) -> [Option<Outside>; 3] {
+    let one = |fd: &Option<OwnedFd>| Outside::of(fd.as_ref()?.as_fd()).ok();
+    stdio.each_ref().map(one)
+}
+
 fn capture(
     views: &[ProcessView],
     stdio: &[Option<OwnedFd>; 3],
@@ -217,7 +224,8 @@ fn capture(
     let files = Collector::new(1 << 20);
     let context = CaptureContext {
         processes: views,
-        stdio,
+        stdio: &remembered(stdio),
+        inherited: &[],
         contents: Some(&store),
         file_content_limit: 1 << 20,
         files: &files,
@@ -239,47 +247,6 @@ fn answer(from: &mut impl BufRead) -> String {
             return text;
         }
         text += &line;
-    }
-}
-
-/// Contents in memory.
-#[derive(Debug, Default)]
-pub struct Store {
-    contents: Mutex<Vec<Vec<u8>>>,
-    files: Mutex<Vec<FileRecord>>,
-}
-
-impl Store {
-    pub fn contents(&self) -> Vec<Vec<u8>> {
-        self.contents.lock().expect("unpoisoned").clone()
-    }
-}
-
-impl ContentSink for Store {
-    fn store_file(&self, file: &File, len: u64) -> Result<ContentId, EngineError> {
-        let mut bytes = vec![0; len as usize];
-        file.read_exact_at(&mut bytes, 0)
-            .map_err(|error| EngineError::Failed(error.to_string()))?;
-        let mut all = self.contents.lock().expect("unpoisoned");
-        all.push(bytes);
-        Ok(ContentId(all.len() as u32 - 1))
-    }
-}
-
-impl ContentLoader for Store {
-    fn load_into(&self, content: ContentId, file: &File) -> Result<(), EngineError> {
-        for (place, page) in self.contents()[content.0 as usize].chunks(4096).enumerate() {
-            if page.iter().any(|byte| *byte != 0) {
-                file.write_all_at(page, place as u64 * 4096)
-                    .map_err(|error| EngineError::Failed(error.to_string()))?;
-            }
-        }
-        Ok(())
-    }
-    fn matches(&self, content: ContentId, file: &File, len: u64) -> Result<bool, EngineError> {
-        let mut bytes = vec![0; len as usize];
-        Ok(file.read_exact_at(&mut bytes, 0).is_ok()
-            && bytes == self.contents()[content.0 as usize])
     }
 }
 
@@ -355,38 +322,41 @@ impl Restored {
                 ]
             }
         };
-        let records = store.files.lock().expect("unpoisoned");
-        let options = PlanOptions {
-            changed: ChangedFiles::Refuse,
-            map: PathMap::default(),
-            sequence: 1,
-            own: Vec::new(),
-        };
-        let plan = file_policy::plan(&records, &options, store);
-        let ready = file_policy::apply(&plan, &records, store).map_err(|e| e.to_string())?;
-        let context = RestoreContext {
-            contents: store,
-            files: Some(&ready),
-            first_free: descriptors::first_free(&captured.tables, &captured.descriptions).max(200),
-            stdio: &stdio,
-            terminal,
-            path_map: &[],
-            clocks: None,
-            changed_files: ChangedFiles::Refuse,
-        };
         let (mut report, told) = std::io::pipe().expect("a pipe");
-        let script = guarded(&program.check);
-        let told = moved(told.into(), context.first_free);
-        // SAFETY: the child, which has this thread only, uses what glibc's fork leaves usable (the allocator), and
-        // ends without returning.
-        let keeper = match unsafe { libc::fork() } {
-            0 => {
-                let error = keep(captured, &views, &context, &script, told);
-                eprintln!("restoring: {error}");
-                process::exit_now(98)
-            }
-            pid => Pid(pid),
+        let first_free = descriptors::first_free(&captured.tables, &captured.descriptions).max(200);
+        let given = |fd: &OwnedFd| given(fd, first_free);
+        let (streams, told) = (
+            stdio.each_ref().map(|fd| fd.as_ref().map(given)),
+            given(&told.into()),
+        );
+        let terminal = terminal.map(given);
+        let parcel = Parcel {
+            descriptions: captured.descriptions.clone(),
+            tables: captured.tables.clone(),
+            contents: store.contents(),
+            files: store.files.lock().expect("unpoisoned").clone(),
+            processes: (views.iter())
+                .map(|view| (view.virtual_pid.0, view.name.clone()))
+                .collect(),
+            first_free,
+            stdio: streams
+                .each_ref()
+                .map(|fd| fd.as_ref().map(AsRawFd::as_raw_fd)),
+            terminal: terminal.as_ref().map(AsRawFd::as_raw_fd),
+            told: told.as_raw_fd(),
+            script: guarded(&program.check),
         };
+        let mut file = tempfile::tempfile().expect("a temporary file");
+        let bytes = postcard::to_stdvec(&parcel).expect("encodes");
+        file.write_all(&bytes).expect("writable");
+        file.rewind().expect("goes back");
+        let keeper = Command::new(env!("CARGO_BIN_EXE_restore-descriptors"))
+            .stdin(Stdio::from(file))
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("it starts");
+        let keeper = Pid(keeper.id() as i32);
+        drop((streams, terminal));
         drop(told);
         let mut notes = String::new();
         report.read_to_string(&mut notes).expect("readable");
@@ -433,119 +403,6 @@ impl Drop for Restored {
         }
         let _ = process::wait(self.keeper, 0);
     }
-}
-
-/// Restores the tree below this process and serves it; returns only when something fails.
-fn keep(
-    captured: &Captured,
-    views: &[ProcessView],
-    context: &RestoreContext,
-    script: &str,
-    told: OwnedFd,
-) -> String {
-    let needed: Vec<RawFd> = context
-        .stdio
-        .iter()
-        .flatten()
-        .chain(context.terminal)
-        .chain([&told])
-        .map(AsRawFd::as_raw_fd)
-        .collect();
-    for fd in stasis_sys::descriptor::open_descriptors().unwrap_or_default() {
-        if fd > 2 && !needed.contains(&fd) {
-            let _ = stasis_sys::descriptor::close_range(fd, fd);
-        }
-    }
-    let namespaces = (libc::CLONE_NEWUSER | libc::CLONE_NEWPID) as u64;
-    match process::fork_with(None, namespaces) {
-        Ok(Fork::Child) => {}
-        Ok(Fork::Parent(first)) => {
-            drop(told);
-            let _ = process::wait(first, 0);
-            process::exit_now(0)
-        }
-        Err(error) => return format!("making namespaces: {error}"),
-    }
-    let mut told = File::from(told);
-    let result = populate(captured, views, context, script, &told);
-    let text = match result {
-        Ok(notes) => format!("ok\n{notes}"),
-        Err(error) => error.to_string(),
-    };
-    let _ = told.write_all(text.as_bytes());
-    drop(told);
-    while let Ok(Waited::Child(..)) = process::wait(Pid(-1), 0) {}
-    process::exit_now(0)
-}
-
-fn populate(
-    captured: &Captured,
-    views: &[ProcessView],
-    context: &RestoreContext,
-    script: &str,
-    told: &File,
-) -> Result<String, EngineError> {
-    let failed =
-        |what: &str, error: std::io::Error| EngineError::Failed(format!("{what}: {error}"));
-    let opened = descriptors::open_all(&captured.descriptions, context)?;
-    let (gate, key) = rustix::pipe::pipe().map_err(|e| failed("a pipe", e.into()))?;
-    let gate = moved(gate, context.first_free);
-    let key = moved(key, context.first_free);
-    for (index, view) in views.iter().enumerate() {
-        match process::fork_with(Some(view.virtual_pid), 0) {
-            Ok(Fork::Parent(_)) => {}
-            Ok(Fork::Child) => {
-                drop(key);
-                if let Err(error) = live(index, captured, view, opened, gate, script) {
-                    // Standard error may not be what it was.
-                    let _ = (&*told).write_all(format!("process {index}: {error}").as_bytes());
-                }
-                process::exit_now(97)
-            }
-            Err(error) => return Err(failed("forking", error)),
-        }
-    }
-    drop(key);
-    let notes = opened.notes.join("\n");
-    drop(opened);
-    for _ in views {
-        match process::wait(Pid(-1), WUNTRACED) {
-            Ok(Waited::Child(_, status)) if status.stopped_by() == Some(libc::SIGSTOP) => {}
-            other => return Err(EngineError::Failed(format!("a process ended: {other:?}"))),
-        }
-    }
-    Ok(notes)
-}
-
-/// What each restored process does.
-fn live(
-    index: usize,
-    captured: &Captured,
-    view: &ProcessView,
-    opened: descriptors::Opened,
-    gate: OwnedFd,
-    script: &str,
-) -> Result<(), EngineError> {
-    let table = &captured.tables[index];
-    descriptors::install(table, &opened)?;
-    let mut byte = [0u8];
-    let _ = rustix::io::read(&gate, &mut byte);
-    descriptors::finish(index, &captured.tables, &captured.descriptions, &opened)?;
-    let keep: [RawFd; 0] = [];
-    assert!(gate.as_raw_fd() > 0);
-    std::mem::forget(gate);
-    descriptors::close_high(view, table, &opened, &keep)?;
-    std::mem::forget(opened);
-    let _ = signal::send(Pid::current(), libc::SIGSTOP);
-    if index > 0 {
-        loop {
-            std::thread::park();
-        }
-    }
-    let argv = ["python3", "-u", "-c", script].map(Into::into);
-    Err(EngineError::Failed(
-        process::exec(&argv, signal::SignalSet::EMPTY, &[]).to_string(),
-    ))
 }
 
 /// Captures, restores, captures what was restored, and compares; then lets both programs run their check: what both

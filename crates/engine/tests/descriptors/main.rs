@@ -1,5 +1,6 @@
 //! Descriptors of real programs: captured from outside, restored into new processes, compared.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::expect_used,
     reason = "a test that cannot be set up has to fail"
@@ -7,5 +8,6 @@
 
 mod harness;
 mod kinds;
+mod parcel;
 mod refused;
 mod streams;

@@ -40,8 +40,8 @@ struct Summary {
     stored_bytes: u64,
     root: i32,
     terminal: bool,
-    /// A process of the tree was waiting for this checkpoint.
-    requester: Option<i32>,
+    /// Processes of the tree that were waiting for this checkpoint.
+    requesters: Vec<i32>,
     processes: Vec<ProcessSummary>,
     zombies: Vec<ZombieSummary>,
     files: Vec<FileSummary>,
@@ -141,7 +141,7 @@ fn summary(path: &Path, image: &Image, tree: &Tree) -> Summary {
         stored_bytes: header.stored_len,
         root: tree.root.0,
         terminal: tree.terminal,
-        requester: tree.requester.map(|pid| pid.0),
+        requesters: tree.requesters.iter().map(|pid| pid.0).collect(),
         processes: tree
             .processes
             .iter()
@@ -218,6 +218,7 @@ fn kind(kind: &Kind) -> &'static str {
         Kind::PidFd(_) => "pidfd",
         Kind::Stdio(_) => "standard stream",
         Kind::Terminal(_) => "terminal",
+        Kind::Inherited(_) => "inherited",
     }
 }
 

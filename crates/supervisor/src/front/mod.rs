@@ -12,14 +12,16 @@ use crate::line::{self, ToFront, ToSupervisor};
 use crate::start::{self, Lines, Start};
 use crate::{Error, Settings, signal_name};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::FileType;
 use rustix::process::Signal;
 use stasis_engine::keeper::{self, Command, Event};
 use stasis_sys::process::{self, Fork, SIGCHLD, SIGKILL, WNOHANG, WaitStatus, Waited};
 use stasis_sys::signal::{self, Received, SignalFd, SignalSet};
 use stasis_sys::{Pid, descriptor};
-use std::os::fd::{AsFd, OwnedFd};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use terminal::{Side, Terminal};
+use terminal::{Found, Side, Terminal};
 
 /// Shows the user what there is to see. What the program itself writes does not pass through here.
 pub trait Screen {
@@ -70,6 +72,28 @@ const AT_ONCE: Timespec = Timespec {
     tv_nsec: 0,
 };
 
+/// Puts `/dev/null` in the place of standard input and output where these are pipes or sockets: a program that closes its own
+/// must be seen to have done so at the other end. Standard error stays, as there may be something to say.
+pub(crate) fn let_go_of_pipes() {
+    let leads = |fd: BorrowedFd<'_>| {
+        let mode = rustix::fs::fstat(fd).map_or(0, |stat| stat.st_mode);
+        matches!(
+            FileType::from_raw_mode(mode),
+            FileType::Fifo | FileType::Socket
+        )
+    };
+    let Ok(null) = (File::options().read(true).write(true)).open("/dev/null") else {
+        return;
+    };
+    // Neither can fail with an open descriptor.
+    if leads(rustix::stdio::stdin()) {
+        let _ = rustix::stdio::dup2_stdin(&null);
+    }
+    if leads(rustix::stdio::stdout()) {
+        let _ = rustix::stdio::dup2_stdout(&null);
+    }
+}
+
 /// Starts a job under a new supervisor and attends to it until its end. The calling process has one thread.
 ///
 /// # Errors
@@ -77,8 +101,10 @@ const AT_ONCE: Timespec = Timespec {
 pub fn attend(start: Start, settings: &Settings, screen: &mut dyn Screen) -> Result<End, Error> {
     let mut front = Front::start(start, settings)?;
     let end = front.attend(settings, screen);
-    if let Some(terminal) = &mut front.terminal {
-        terminal.finish();
+    match (&mut front.terminal, &front.found) {
+        (Some(terminal), _) => terminal.finish(),
+        (None, Some(found)) => found.put_back(),
+        (None, None) => {}
     }
     screen.clear();
     end
@@ -106,6 +132,8 @@ struct Front {
     offered: Option<Terminal>,
     /// The job's own terminal, where it has one.
     terminal: Option<Terminal>,
+    /// The user's terminal before a restart.
+    found: Option<Found>,
     /// This process has stopped itself, and a continuation is meant for the whole job.
     was_stopped: bool,
 }
@@ -125,6 +153,7 @@ impl Front {
         let (line, supervisors_end) =
             keeper::line().context(|| "making the supervisor's line".into())?;
         let restarts = matches!(start, Start::Restart { .. });
+        let found = restarts.then(Found::take).flatten();
         let (terminal, slave) = restarts.then(Terminal::make).flatten().unzip();
         match process::fork().context(|| "starting the supervisor".into())? {
             Fork::Child => {
@@ -138,8 +167,6 @@ impl Front {
             }
             Fork::Parent(supervisor) => {
                 drop((keepers_end, supervisors_end, slave));
-                // The program has them: here they would keep pipes open that it closes.
-                descriptor::close_inherited();
                 let signals =
                     SignalFd::new(SignalSet::ALL).context(|| "preparing signals".into())?;
                 Ok(Front {
@@ -157,6 +184,7 @@ impl Front {
                     early: Vec::new(),
                     offered: terminal,
                     terminal: None,
+                    found,
                     was_stopped: false,
                 })
             }
@@ -256,6 +284,9 @@ impl Front {
             Ok(Some(ToFront::Started { root, terminal })) => {
                 tracing::debug!(root, terminal, "the program runs");
                 self.started = true;
+                // The program has them: here they would keep pipes open that it closes.
+                descriptor::close_inherited();
+                let_go_of_pipes();
                 screen.clear();
                 self.terminal = self.offered.take().filter(|_| terminal);
                 if let Some(terminal) = &mut self.terminal {

@@ -10,7 +10,8 @@ use rustix::process::getpgrp;
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::stdio::{stderr, stdin, stdout};
 use rustix::termios::{
-    OptionalActions, Termios, isatty, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr, tcsetwinsize,
+    OptionalActions, Termios, isatty, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr, tcsetpgrp,
+    tcsetwinsize,
 };
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -175,6 +176,24 @@ impl Terminal {
     pub(super) fn finish(&mut self) {
         while self.output && self.show() {}
         self.leave();
+    }
+}
+
+/// The user's terminal as a restart has found it in its foreground. Without a terminal of its own, the restarted job gets that
+/// one, in the modes and with the foreground group that it had: what it leaves behind at its end need not be what it found.
+pub(super) struct Found(Termios);
+
+impl Found {
+    /// Looks.
+    pub(super) fn take() -> Option<Found> {
+        let ours = isatty(stdin()) && Terminal::in_foreground();
+        ours.then(|| tcgetattr(stdin()).ok().map(Found)).flatten()
+    }
+
+    /// Puts it back. The calling process has SIGTTOU blocked, so it may do so from the background.
+    pub(super) fn put_back(&self) {
+        let _ = tcsetpgrp(stdin(), getpgrp());
+        let _ = tcsetattr(stdin(), OptionalActions::Drain, &self.0);
     }
 }
 

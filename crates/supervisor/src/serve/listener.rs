@@ -56,6 +56,9 @@ impl Socket {
     pub(super) fn listener(&self) -> io::Result<UnixListener> {
         self.listener.try_clone()
     }
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
     /// Removes the file.
     pub(crate) fn remove(&self) {
         let _ = fs::remove_file(&self.path);
@@ -251,6 +254,21 @@ impl Conversation<'_> {
         let Some(pid) = self.peer.pid else {
             return self.refuse("the asking process cannot be seen from here".into());
         };
+        // Before the client can believe that it is heard: a checkpoint that begins after that must know of it.
+        self.shared.requesters.add(pid);
+        let left = self.accept();
+        let request = Request {
+            stop,
+            waiter: Waiter::Process(pid),
+        };
+        if left.is_err() || self.tasks.send(Task::Checkpoint(request)).is_err() {
+            self.shared.requesters.remove(pid);
+        }
+        left
+    }
+
+    /// Says yes and waits until the client has closed its end.
+    fn accept(&mut self) -> io::Result<()> {
         self.say(AnswerKind::Accepted)?;
         let mut nothing = [0u8; 1];
         if self.reader.read(&mut nothing)? != 0 {
@@ -259,11 +277,6 @@ impl Conversation<'_> {
                 "the client speaks on",
             ));
         }
-        let request = Request {
-            stop,
-            waiter: Waiter::Process(pid),
-        };
-        let _ = self.tasks.send(Task::Checkpoint(request));
         Ok(())
     }
 }

@@ -16,6 +16,7 @@ pub(crate) use listener::Socket;
 use rustix::process::Signal;
 use stasis_engine::Job;
 use stasis_engine::keeper::Event;
+use stasis_engine::tree::Stat;
 use stasis_sys::process::exit_now;
 use stasis_sys::{Pid, signal};
 use state::Shared;
@@ -23,6 +24,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 use worker::Request;
 
 /// What makes the main thread act.
@@ -75,12 +77,18 @@ pub(crate) fn supervise(service: Service) -> ! {
     // Nothing of this process may keep a file system busy.
     let _ = std::env::set_current_dir("/");
     let (tasks, inbox) = unbounded();
-    let shared = Arc::new(Shared::new(&job, settings, restarted_from));
+    let shared = Arc::new(Shared::new(&job, settings, restarted_from, socket.path()));
     let threads = start_threads(&job, &shared, &front, front_pid, &tasks)
         .and_then(|()| listen(&socket, &shared, &tasks));
     if let Err(error) = threads {
         let text = format!("this job takes no requests: {error}");
         let _ = line::tell(front.as_fd(), &ToFront::Note(text), true);
+    }
+    let resized = job.resized.clone();
+    if !resized.is_empty()
+        && let Err(error) = spawn("window", move || tell_of_window(&resized))
+    {
+        tracing::warn!(%error, "the program is not told of its window's size");
     }
     for pid in waiting {
         let _ = signal::send_value(pid, Signal::USR2.as_raw(), 0);
@@ -142,6 +150,22 @@ fn hear_keeper(events: &OwnedFd, front: Pid, exit_with_root: bool, tasks: &Sende
         }
     }
     let _ = tasks.send(Task::Finished);
+}
+
+/// For how long a process may take to get back into the call that it was saved in.
+const BACK_IN_CALL: Duration = Duration::from_secs(1);
+
+/// Tells processes of another size of their window. Those that wait in a call are to be interrupted, as they would have been:
+/// the signal must not come before they are back in it.
+fn tell_of_window(processes: &[Pid]) {
+    let deadline = Instant::now() + BACK_IN_CALL;
+    for pid in processes {
+        let runs = || Stat::read(*pid).is_some_and(|stat| stat.state == 'R');
+        while runs() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let _ = signal::send(*pid, Signal::WINCH.as_raw());
+    }
 }
 
 /// The front stops itself when the program stops, so that the shell sees it. When somebody continues the program

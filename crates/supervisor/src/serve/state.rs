@@ -3,11 +3,12 @@
 use crate::Settings;
 use crate::protocol::{JobStatus, Saved};
 use rustix::param::page_size;
-use stasis_engine::Job;
+use stasis_engine::checkpoint::Requesters;
 use stasis_engine::progress::Progress;
 use stasis_engine::tree::{self, Stat};
+use stasis_engine::{Job, Refusal};
 use stasis_sys::Pid;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -28,6 +29,8 @@ pub(super) struct Shared {
     changing: Mutex<Changing>,
     changed: Condvar,
     pub bytes: Bytes,
+    pub requesters: Requesters,
+    socket: PathBuf,
 }
 
 #[derive(Default)]
@@ -76,7 +79,12 @@ impl Progress for Bytes {
 }
 
 impl Shared {
-    pub(super) fn new(job: &Job, settings: Settings, restarted_from: Option<PathBuf>) -> Shared {
+    pub(super) fn new(
+        job: &Job,
+        settings: Settings,
+        restarted_from: Option<PathBuf>,
+        socket: &Path,
+    ) -> Shared {
         Shared {
             keeper: job.keeper,
             root: job.root,
@@ -86,6 +94,8 @@ impl Shared {
             changing: Mutex::default(),
             changed: Condvar::new(),
             bytes: Bytes::default(),
+            requesters: Requesters::default(),
+            socket: socket.to_owned(),
             settings,
         }
     }
@@ -167,9 +177,26 @@ impl Shared {
         now.inner_seen
     }
 
-    /// How many connections from the tree there have been.
-    pub(super) fn inner_seen(&self) -> u64 {
-        self.lock().inner_seen
+    /// Whether what was refused is a connection from the tree to this supervisor.
+    ///
+    /// The client may have been frozen before it was accepted, or before it connected: then the number of connections does
+    /// not tell, and only the words do.
+    pub(super) fn was_disturbed(&self, seen: u64, refusals: &[Refusal]) -> bool {
+        let socket = self.socket.to_string_lossy();
+        let exe = std::env::current_exe().unwrap_or_default();
+        let name = exe.file_name().unwrap_or_default().to_string_lossy();
+        let speaks = |refusal: &Refusal| {
+            refusal.reason.contains(&*socket)
+                || refusal.process == name && refusal.object.contains("socket:")
+        };
+        self.lock().inner_seen != seen || refusals.iter().any(speaks)
+    }
+
+    /// Waits until a connection of the tree that came after the first `seen` has been served, or for some time.
+    pub(super) fn wait_for_another(&self, seen: u64) {
+        let _ = self.changed.wait_timeout_while(self.lock(), QUIET, |now| {
+            now.inner_seen == seen || now.inner_connections > 0
+        });
     }
 
     pub(super) fn close(&self) {

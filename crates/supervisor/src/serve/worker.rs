@@ -145,11 +145,7 @@ impl Worker {
         self.shared.bytes.reset();
         self.shared.lock().checkpointing = true;
         let stop = requests.iter().any(|request| request.stop);
-        let requester = requests.iter().find_map(|request| match request.waiter {
-            Waiter::Process(pid) => Some(pid),
-            _ => None,
-        });
-        let outcome = self.checkpoint(stop, requester);
+        let outcome = self.checkpoint(stop);
         self.last_end = Instant::now();
         self.note(&outcome);
         if let (true, Ok(saved)) = (stop, &outcome) {
@@ -179,12 +175,15 @@ impl Worker {
 
     /// Takes one. A process of the tree that talks to us at the moment of the freeze would be saved with its
     /// connection, which the engine refuses: such an attempt is repeated.
-    fn checkpoint(&mut self, stop: bool, requester: Option<Pid>) -> Outcome {
+    fn checkpoint(&mut self, stop: bool) -> Outcome {
         for attempt in 1.. {
             let seen = self.shared.wait_for_quiet();
-            match self.attempt(stop, requester) {
-                Err(EngineError::Refused(_))
-                    if attempt < ATTEMPTS && self.shared.inner_seen() != seen => {}
+            match self.attempt(stop) {
+                Err(EngineError::Refused(refusals))
+                    if attempt < ATTEMPTS && self.shared.was_disturbed(seen, &refusals) =>
+                {
+                    self.shared.wait_for_another(seen);
+                }
                 Err(error) => return Err(error.to_string()),
                 Ok((report, taken_at)) => {
                     self.prune();
@@ -195,11 +194,7 @@ impl Worker {
         unreachable!("the loop above returns")
     }
 
-    fn attempt(
-        &mut self,
-        stop: bool,
-        requester: Option<Pid>,
-    ) -> Result<(Report, jiff::Timestamp), EngineError> {
+    fn attempt(&mut self, stop: bool) -> Result<(Report, jiff::Timestamp), EngineError> {
         let settings = &self.shared.settings;
         let sequence = finished::next_sequence(&settings.directory, &settings.name)
             .map_err(|error| EngineError::Failed(error.to_string()))?;
@@ -211,7 +206,7 @@ impl Worker {
             compression: settings.compression,
             threads: settings.threads,
             file_content_limit: settings.file_limit,
-            requester,
+            requesters: self.shared.requesters.clone(),
             stop,
             info: JobInfo {
                 name: settings.name.to_string(),
@@ -251,6 +246,7 @@ impl Worker {
             Waiter::Connection(sender) => drop(sender.send(outcome.clone())),
             Waiter::Process(pid) => {
                 let value = i32::from(outcome.is_err());
+                self.shared.requesters.remove(pid);
                 let _ = signal::send_value(pid, Signal::USR2.as_raw(), value);
             }
             Waiter::Front => match outcome {

@@ -76,6 +76,7 @@ fn save(files: &[&File], image: &Image) -> (Vec<State>, Vec<crate::file_policy::
     let ctx = CaptureContext {
         processes: &process,
         stdio: &[None, None, None],
+        inherited: &[],
         contents: Some(image),
         file_content_limit: 1 << 20,
         files: &collector,
@@ -94,6 +95,7 @@ fn context<'a>(image: &'a Image, files: Option<&'a ReadyFiles>) -> RestoreContex
         files,
         first_free: 0,
         stdio: &[None, None, None],
+        inherited: &[],
         terminal: None,
         path_map: &[],
         clocks: None,
@@ -112,6 +114,7 @@ fn again(files: Vec<File>, between: impl FnOnce()) -> Result<Vec<File>, EngineEr
         map: PathMap::default(),
         sequence: 1,
         own: Vec::new(),
+        held: Vec::new(),
     };
     let plan = plan_files(&records, &options, &image);
     let ready = apply(&plan, &records, &image)?;
@@ -308,6 +311,7 @@ fn a_file_of_another_process_is_refused() {
     let ctx = CaptureContext {
         processes: &process,
         stdio: &[None, None, None],
+        inherited: &[],
         contents: None,
         file_content_limit: 0,
         files: &collector,

@@ -167,6 +167,7 @@ fn killed() {
         map: PathMap::default(),
         sequence: 7,
         own: Vec::new(),
+        held: Vec::new(),
     };
     let plan = plan(&records, &options, &image);
     let mut left: u32 = step.parse().expect("a number");
