@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod attributes;
+pub mod batch;
 pub mod calls;
 pub mod capture;
 pub mod checkpoint;
@@ -17,6 +18,7 @@ pub mod faults;
 pub mod file_policy;
 pub mod freeze;
 pub mod host;
+mod inquiry;
 pub mod job;
 pub mod keeper;
 pub mod maps;
@@ -31,6 +33,7 @@ pub mod timed_calls;
 pub mod timers;
 pub mod tree;
 pub mod twin;
+pub mod visits;
 
 pub use error::{EngineError, Refusal};
 pub use job::Job;

@@ -10,6 +10,7 @@
 //! alternate stack and the clear-at-exit address need a remote call in each thread.
 
 use crate::EngineError;
+use crate::batch::{Answers, Asked, Batch, Room};
 use crate::calls::Calls;
 use crate::error::Context;
 use crate::signals;
@@ -170,21 +171,45 @@ pub fn capture(
     })
 }
 
-/// Captures what only the thread itself can tell.
+/// The questions that [`ask`] has put to a thread.
+pub struct Questions {
+    alternate_stack: (Asked, Room),
+    clear_at_exit: (Asked, Room),
+    timer_slack: Asked,
+}
+
+/// Asks a thread for what only it can tell.
+#[must_use]
+pub fn ask(batch: &mut Batch) -> Questions {
+    let stack = batch.room(STACK_T_BYTES as u64);
+    let arguments = [0.into(), stack.into()];
+    let alternate_stack = batch.call("sigaltstack", libc::SYS_sigaltstack, &arguments);
+    let address = batch.room(size_of::<u64>() as u64);
+    let arguments = [(libc::PR_GET_TID_ADDRESS as u64).into(), address.into()];
+    let clear_at_exit = batch.call("prctl(PR_GET_TID_ADDRESS)", libc::SYS_prctl, &arguments);
+    let arguments = [(libc::PR_GET_TIMERSLACK as u64).into()];
+    let timer_slack = batch.call("prctl(PR_GET_TIMERSLACK)", libc::SYS_prctl, &arguments);
+    Questions {
+        alternate_stack: (alternate_stack, stack),
+        clear_at_exit: (clear_at_exit, address),
+        timer_slack,
+    }
+}
+
+/// Completes what was captured from outside by the thread's answers.
 ///
 /// # Errors
-/// When a remote call fails.
-pub fn capture_remotely(state: &mut State, calls: &mut Calls<'_>) -> Result<(), EngineError> {
-    calls.call("sigaltstack", libc::SYS_sigaltstack, &[0, calls.scratch])?;
-    state.alternate_stack = AlternateStack::decode(&calls.get(0)?);
-    calls.call(
-        "prctl(PR_GET_TID_ADDRESS)",
-        libc::SYS_prctl,
-        &[libc::PR_GET_TID_ADDRESS as u64, calls.scratch],
-    )?;
-    state.clear_at_exit = u64::from_le_bytes(calls.get(0)?);
-    let asking = [libc::PR_GET_TIMERSLACK as u64];
-    state.timer_slack = calls.call("prctl(PR_GET_TIMERSLACK)", libc::SYS_prctl, &asking)?;
+/// When a remote call has failed.
+pub fn complete(
+    state: &mut State,
+    questions: &Questions,
+    answers: &Answers,
+) -> Result<(), EngineError> {
+    let (asked, room) = questions.alternate_stack;
+    state.alternate_stack = AlternateStack::decode(&answers.written(asked, room)?);
+    let (asked, room) = questions.clear_at_exit;
+    state.clear_at_exit = u64::from_le_bytes(answers.written(asked, room)?);
+    state.timer_slack = answers.result(questions.timer_slack)?;
     Ok(())
 }
 

@@ -8,6 +8,7 @@
 //! Remaining times are relative, so no clock needs to be compared.
 
 use crate::EngineError;
+use crate::batch::{Answers, Asked, Batch, Room};
 use crate::calls::Calls;
 use serde::{Deserialize, Serialize};
 use stasis_sys::{Pid, procfs};
@@ -44,7 +45,9 @@ pub struct State {
     pub posix: Vec<PosixTimer>,
 }
 
-fn decode(bytes: &[u8; 32]) -> Setting {
+const SETTING_BYTES: u64 = size_of::<Setting>() as u64;
+
+fn decode(bytes: &[u8; SETTING_BYTES as usize]) -> Setting {
     let mut words = [0; 4];
     for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(8)) {
         *word = chunk
@@ -59,37 +62,47 @@ fn encode(setting: &Setting) -> Vec<u8> {
     setting.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
-/// Captures all timers of `process`. `threads` translates thread ids to the program's numbers.
-///
-/// # Errors
-/// When a remote call fails.
-pub fn capture_remotely(
-    process: Pid,
-    threads: &HashMap<Pid, Pid>,
-    calls: &mut Calls<'_>,
-) -> Result<State, EngineError> {
-    let mut state = State::default();
-    for (which, setting) in state.interval_timers.iter_mut().enumerate() {
-        calls.call("getitimer", SYS_GETITIMER, &[which as u64, calls.scratch])?;
-        *setting = decode(&calls.get(0)?);
-    }
+/// The questions that [`ask`] has put to a process.
+pub struct Questions {
+    interval: [(Asked, Room); 3],
+    posix: Vec<(PosixTimer, Asked, Room)>,
+}
+
+/// Asks `process` for what is left of all its timers. `threads` translates thread ids to the program's numbers.
+#[must_use]
+pub fn ask(process: Pid, threads: &HashMap<Pid, Pid>, batch: &mut Batch) -> Questions {
     // Missing where the kernel was built without CONFIG_CHECKPOINT_RESTORE; `check` tells.
     let list = procfs::read_to_string(format!("/proc/{process}/timers")).unwrap_or_default();
+    let mut ask = |name, number, which: u64| {
+        let room = batch.room(SETTING_BYTES);
+        (batch.call(name, number, &[which.into(), room.into()]), room)
+    };
+    let interval = [0, 1, 2].map(|which| ask("getitimer", libc::SYS_getitimer, which));
+    let mut posix = Vec::new();
     for mut timer in parse(&list) {
-        calls.call(
-            "timer_gettime",
-            libc::SYS_timer_gettime,
-            &[timer.id as u64, calls.scratch],
-        )?;
-        timer.setting = decode(&calls.get(0)?);
         timer.thread = threads.get(&timer.thread).copied().unwrap_or(timer.thread);
+        let (asked, room) = ask("timer_gettime", libc::SYS_timer_gettime, timer.id as u64);
+        posix.push((timer, asked, room));
+    }
+    Questions { interval, posix }
+}
+
+/// Captures the timers from a process's answers.
+///
+/// # Errors
+/// When a remote call has failed.
+pub fn capture(questions: Questions, answers: &Answers) -> Result<State, EngineError> {
+    let mut state = State::default();
+    for (setting, (asked, room)) in state.interval_timers.iter_mut().zip(questions.interval) {
+        *setting = decode(&answers.written(asked, room)?);
+    }
+    for (mut timer, asked, room) in questions.posix {
+        timer.setting = decode(&answers.written(asked, room)?);
         state.posix.push(timer);
     }
     state.posix.sort_by_key(|timer| timer.id);
     Ok(state)
 }
-
-const SYS_GETITIMER: i64 = libc::SYS_getitimer;
 
 fn parse(list: &str) -> Vec<PosixTimer> {
     let mut timers: Vec<PosixTimer> = Vec::new();
