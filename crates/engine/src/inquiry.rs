@@ -63,8 +63,8 @@ impl Outside {
                 queued = stopped.pending_shared()?;
             }
             let waits = |queued: &signals::Queued| !state.mask.contains(queued.number());
-            let signalled = state.pending.iter().any(waits)
-                || signals::queue(queued.clone()).iter().any(waits);
+            let signalled =
+                state.pending.iter().any(waits) || signals::queue(queued.clone()).iter().any(waits);
             if !signalled {
                 let _ = timed_calls::without_interruption(
                     &mut state.registers,

@@ -434,7 +434,10 @@ impl Scratch {
         let code = (LOOP_ROOM + batches.len() as u64 * TAIL_ROOM).next_multiple_of(PAGE);
         // One more for the notice, one for the end.
         let table = |batch: &Batch| (batch.len() as u64 + 2) * code::ENTRY;
-        let data: u64 = batches.iter().map(|batch| table(batch) + batch.rooms()).sum();
+        let data: u64 = batches
+            .iter()
+            .map(|batch| table(batch) + batch.rooms())
+            .sum();
         let data = data.next_multiple_of(PAGE);
         let start = maps::find_hole(&ranges, code + data)?;
         let mut at = start + code;

@@ -69,14 +69,7 @@ pub(crate) fn step(tid: Pid) -> Result<(), TraceError> {
 }
 
 pub(crate) fn to_syscall(tid: Pid, signal: i32) -> Result<(), TraceError> {
-    request(
-        "continuing",
-        libc::PTRACE_SYSCALL,
-        tid,
-        0,
-        signal as usize,
-    )
-    .map(drop)
+    request("continuing", libc::PTRACE_SYSCALL, tid, 0, signal as usize).map(drop)
 }
 
 pub(crate) fn detach(tid: Pid, signal: i32) -> Result<(), TraceError> {

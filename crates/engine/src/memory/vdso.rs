@@ -80,7 +80,10 @@ pub fn padding(vmas: &[Vma], memory: &Memory) -> Result<Option<Range<u64>>, Engi
         return Ok(None);
     };
     let bytes = contents(vmas, memory)?;
-    let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |n| n + 1) as u64;
+    let used = bytes
+        .iter()
+        .rposition(|byte| *byte != 0)
+        .map_or(0, |n| n + 1) as u64;
     let start = (vma.range.start + used + DISTANCE).next_multiple_of(DISTANCE);
     Ok((start + ENOUGH <= vma.range.end).then_some(start..vma.range.end))
 }
