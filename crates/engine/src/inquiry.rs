@@ -58,7 +58,7 @@ impl Outside {
             let timed_call = thread
                 .sleeping
                 .map(|sleeping| sleeping.timed_call(frozen_at));
-            let mut state = threads::capture(id, thread.virtual_tid, stopped, timed_call)?;
+            let mut state = threads::capture(thread.virtual_tid, stopped, timed_call)?;
             if states.is_empty() {
                 queued = stopped.pending_shared()?;
             }
