@@ -60,10 +60,13 @@ pub fn make(errands: Vec<Errands<'_>>) -> Result<Vec<Vec<Answers>>, EngineError>
             });
         }
         fault(&mut visits, stage.called);
-        while visits
-            .iter_mut()
-            .fold(false, |waiting, visit| visit.advance() || waiting)
-        {}
+        let mut waiting = true;
+        while waiting {
+            waiting = false;
+            for visit in &mut visits {
+                waiting |= visit.advance();
+            }
+        }
         fault(&mut visits, stage.noticed);
         for visit in &mut visits {
             visit.attempt(|visit| (stage.end)(visit));
