@@ -244,6 +244,23 @@ fn nothing_is_left_in_the_program() {
     job.kill_all();
 }
 
+/// Where the vdso has no room, calls are made another way, and there are no twins.
+#[test]
+fn a_vdso_without_room() {
+    need!("cc");
+    let sandbox = Sandbox::new();
+    let mut job = start(&sandbox, Some("pretend@full-vdso".into()));
+    let program = children(children(supervisor(&job))[0])[0];
+    let before = areas(program);
+    for _ in 0..3 {
+        let image = job.checkpoint();
+        verify(&sandbox, &image);
+        goes_on(&mut job);
+        assert_eq!(areas(program), before);
+    }
+    job.kill_all();
+}
+
 fn image_of_a_dead_job(sandbox: &Sandbox) -> PathBuf {
     let counter = program("counter", Linkage::Dynamic).expect("there is a compiler");
     let mut job = sandbox.run(&[counter.as_os_str(), "100000".as_ref(), "5".as_ref()]);

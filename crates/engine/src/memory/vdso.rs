@@ -85,7 +85,8 @@ pub fn padding(vmas: &[Vma], memory: &Memory) -> Result<Option<Range<u64>>, Engi
         .rposition(|byte| *byte != 0)
         .map_or(0, |n| n + 1) as u64;
     let start = (vma.range.start + used + DISTANCE).next_multiple_of(DISTANCE);
-    Ok((start + ENOUGH <= vma.range.end).then_some(start..vma.range.end))
+    let room = start + ENOUGH <= vma.range.end && !crate::faults::asked("full-vdso");
+    Ok(room.then_some(start..vma.range.end))
 }
 
 /// Makes the saved vdso, which is another kernel's, lead to this kernel's: its code comes back at its address as ordinary
