@@ -326,7 +326,6 @@ fn threads_stopped(pid: i32) -> bool {
 
 /// Killed at random moments of a checkpoint: the program lives on, and the older image is intact.
 #[test]
-#[ignore = "a supervisor killed within a remote call still takes the program along"]
 fn the_supervisor_is_killed() {
     let sandbox = Sandbox::new();
     let mut random = Random::new();

@@ -9,6 +9,7 @@
 //! they bound what the restart itself may do.
 
 use crate::EngineError;
+use crate::batch::{Answers, Asked, Batch, Room};
 use crate::calls::Calls;
 use crate::error::Context;
 use crate::tree::status_field;
@@ -101,24 +102,55 @@ pub fn capture(pid: Pid, status: &str) -> Result<State, EngineError> {
     })
 }
 
-/// Captures what only the process itself can tell.
+/// The questions that [`ask`] has put to a process.
+pub struct Questions {
+    dumpable: Asked,
+    keep_capabilities: Asked,
+    huge_pages_off: Asked,
+    parent_death_signal: (Asked, Room),
+    subreaper: (Asked, Room),
+}
+
+/// Asks a process for what only it can tell.
+#[must_use]
+pub fn ask(batch: &mut Batch) -> Questions {
+    let plain = |batch: &mut Batch, name, option: i32| {
+        batch.call(name, libc::SYS_prctl, &[(option as u64).into()])
+    };
+    let int = |batch: &mut Batch, name, option: i32| {
+        let room = batch.room(size_of::<i32>() as u64);
+        let arguments = [(option as u64).into(), room.into()];
+        (batch.call(name, libc::SYS_prctl, &arguments), room)
+    };
+    Questions {
+        dumpable: plain(batch, "prctl(PR_GET_DUMPABLE)", libc::PR_GET_DUMPABLE),
+        keep_capabilities: plain(batch, "prctl(PR_GET_KEEPCAPS)", libc::PR_GET_KEEPCAPS),
+        huge_pages_off: plain(batch, "prctl(PR_GET_THP_DISABLE)", libc::PR_GET_THP_DISABLE),
+        parent_death_signal: int(batch, "prctl(PR_GET_PDEATHSIG)", libc::PR_GET_PDEATHSIG),
+        subreaper: int(
+            batch,
+            "prctl(PR_GET_CHILD_SUBREAPER)",
+            libc::PR_GET_CHILD_SUBREAPER,
+        ),
+    }
+}
+
+/// Completes what was captured from outside by the process's answers.
 ///
 /// # Errors
-/// When a remote call fails.
-pub fn capture_remotely(state: &mut State, calls: &mut Calls<'_>) -> Result<(), EngineError> {
-    let plain = |calls: &mut Calls<'_>, name, option: i32| {
-        calls.call(name, libc::SYS_prctl, &[option as u64])
-    };
-    state.dumpable = plain(calls, "prctl(PR_GET_DUMPABLE)", libc::PR_GET_DUMPABLE)? as i32;
-    state.keep_capabilities = plain(calls, "prctl(PR_GET_KEEPCAPS)", libc::PR_GET_KEEPCAPS)? != 0;
-    state.huge_pages_off = plain(calls, "prctl(PR_GET_THP_DISABLE)", libc::PR_GET_THP_DISABLE)
-        .is_ok_and(|value| value != 0);
-    state.parent_death_signal =
-        calls.prctl_int("prctl(PR_GET_PDEATHSIG)", libc::PR_GET_PDEATHSIG)?;
-    state.subreaper = calls.prctl_int(
-        "prctl(PR_GET_CHILD_SUBREAPER)",
-        libc::PR_GET_CHILD_SUBREAPER,
-    )? != 0;
+/// When a remote call has failed.
+pub fn complete(
+    state: &mut State,
+    questions: &Questions,
+    answers: &Answers,
+) -> Result<(), EngineError> {
+    let int = |(asked, room)| answers.written(asked, room).map(i32::from_ne_bytes);
+    state.dumpable = answers.result(questions.dumpable)? as i32;
+    state.keep_capabilities = answers.result(questions.keep_capabilities)? != 0;
+    let off = answers.result(questions.huge_pages_off);
+    state.huge_pages_off = off.is_ok_and(|value| value != 0);
+    state.parent_death_signal = int(questions.parent_death_signal)?;
+    state.subreaper = int(questions.subreaper)? != 0;
     Ok(())
 }
 

@@ -1,25 +1,21 @@
 //! Capturing a frozen tree: what cannot be saved is found first, then everything but private memory is read.
 
-use crate::calls::{Calls, SCRATCH};
 use crate::checkpoint::Options;
 use crate::descriptors::{self, CaptureContext, ProcessView};
 use crate::error::Context;
 use crate::file_policy::Collector;
 use crate::freeze::{Frozen, FrozenProcess};
-use crate::maps::{self, Vma};
-use crate::memory::{self, Collected, vdso};
-use crate::model::{Clocks, Process, Tree, Zombie};
+use crate::inquiry::{Inquiry, Outside};
+use crate::maps;
+use crate::memory::{self, Collected};
+use crate::model::{Clocks, Tree, Zombie};
 use crate::store::Store;
 use crate::sysv::{self, Member};
-use crate::timers::Fired;
 use crate::tree::{self, Stat, status_field};
-use crate::{EngineError, Job, Refusal, attributes, credentials, signals, threads, timers};
+use crate::{EngineError, Job, Refusal};
 use stasis_sys::task::{self, Shared};
 use stasis_sys::{Pid, procfs};
-use stasis_tracee::{PendingSignal, Stopped};
-use std::collections::HashMap;
 use std::fs;
-use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -57,7 +53,7 @@ pub struct SharedPart {
     pub address: u64,
 }
 
-fn read_status(id: Pid) -> Result<String, EngineError> {
+pub(crate) fn read_status(id: Pid) -> Result<String, EngineError> {
     let path = format!("/proc/{id}/status");
     procfs::read_to_string(&path).context(|| format!("reading {path}"))
 }
@@ -283,26 +279,23 @@ pub fn capture(
         open: open.inodes.iter().copied().collect(),
         ..Collected::default()
     };
-    let mut processes = Vec::new();
     let mut vdso = Vec::new();
-    let parent_of = |stat: &Stat| virtual_pids.get(&stat.parent).copied().unwrap_or(keeper);
-    for (frozen, table) in frozen.processes.iter_mut().zip(open.tables) {
-        let parent = parent_of(&frozen.stat);
-        let process = capture_process(
-            frozen,
-            parent,
-            table,
-            &files,
-            &mut collected,
-            store,
-            frozen_at,
-            &mut vdso,
-        )?;
-        processes.push(process);
+    let mut outside = Vec::new();
+    for frozen in &mut frozen.processes {
+        let seen = Outside::look(frozen, &files, &mut collected, frozen_at)?;
+        if vdso.is_empty() {
+            vdso = memory::vdso::contents(&seen.vmas, &frozen.memory)?;
+        }
+        outside.push(seen);
     }
-    ask_for_stops(frozen, &mut processes)?;
     collected.shared.tie(&open.inodes);
-    let shared = capture_shared(frozen, &mut collected, store)?;
+    let inquiry = Inquiry::make(frozen, &outside, &mut collected, store)?;
+    let (mut processes, shared) = inquiry.evaluate(frozen, outside, store)?;
+    let parent_of = |stat: &Stat| virtual_pids.get(&stat.parent).copied().unwrap_or(keeper);
+    for ((process, frozen), table) in processes.iter_mut().zip(&frozen.processes).zip(open.tables) {
+        process.parent = parent_of(&frozen.stat);
+        process.descriptors = table;
+    }
     let zombies = frozen.zombies.iter().map(|zombie| {
         let status =
             procfs::read_to_string(format!("/proc/{}/status", zombie.pid)).unwrap_or_default();
@@ -371,7 +364,7 @@ fn group_as_seen(group: Pid, frozen: &Frozen, keeper_status: &str) -> Option<Pid
     Some(innermost(&status, GROUP))
 }
 
-fn innermost(status: &str, field: &str) -> Pid {
+pub(crate) fn innermost(status: &str, field: &str) -> Pid {
     let last = status_field(status, field)
         .and_then(|ids| ids.split_ascii_whitespace().last()?.parse().ok());
     Pid(last.unwrap_or(0))
@@ -403,275 +396,6 @@ fn clocks(keeper: Pid) -> Clocks {
         monotonic: read(rustix::time::ClockId::Monotonic, "monotonic"),
         boottime: read(rustix::time::ClockId::Boottime, "boottime"),
     }
-}
-
-/// The signals that wait for a process, and for each of its threads.
-struct Queues {
-    shared: Vec<PendingSignal>,
-    own: Vec<Vec<PendingSignal>>,
-}
-
-impl Queues {
-    fn read(process: &FrozenProcess) -> Result<Queues, EngineError> {
-        let threads: Vec<&Stopped> = process
-            .threads
-            .iter()
-            .map(|thread| thread.stopped.as_ref().ok_or(EngineError::Gone))
-            .collect::<Result<_, _>>()?;
-        let first = threads.first().ok_or(EngineError::Gone)?;
-        Ok(Queues {
-            shared: first.pending_shared()?,
-            own: threads
-                .iter()
-                .map(|thread| thread.pending())
-                .collect::<Result<_, _>>()?,
-        })
-    }
-
-    /// What has come since `before`: none is taken while the process stands still, and queues grow at their ends.
-    fn since<'a>(&'a self, before: &Queues) -> impl Iterator<Item = &'a PendingSignal> {
-        let shared = self.shared.iter().skip(before.shared.len());
-        let lengths: Vec<usize> = before.own.iter().map(Vec::len).collect();
-        let own = self.own.iter().zip(lengths);
-        shared.chain(own.flat_map(|(queue, len)| queue.iter().skip(len)))
-    }
-}
-
-#[allow(
-    clippy::too_many_arguments,
-    reason = "one call site; a structure would only repeat the names"
-)]
-fn capture_process(
-    frozen: &mut FrozenProcess,
-    parent: Pid,
-    descriptors: descriptors::Table,
-    files: &Collector,
-    collected: &mut Collected,
-    store: &Store,
-    frozen_at: Instant,
-    vdso: &mut Vec<u8>,
-) -> Result<Process, EngineError> {
-    let id = living(frozen);
-    let status = read_status(id)?;
-    let vmas = memory::look(id)?;
-    if vdso.is_empty() {
-        *vdso = memory::vdso::contents(&vmas, &frozen.memory)?;
-    }
-    let mut states = Vec::with_capacity(frozen.threads.len());
-    for thread in &mut frozen.threads {
-        let Some(stopped) = thread.stopped.as_mut() else {
-            return Err(EngineError::Gone);
-        };
-        threads::abort_restartable_sequence(stopped, &frozen.memory)?;
-        let timed_call = thread
-            .sleeping
-            .map(|sleeping| sleeping.timed_call(frozen_at));
-        let state = threads::capture(id, thread.virtual_tid, stopped, timed_call)?;
-        states.push(state);
-    }
-    let mut attributes = attributes::capture(id, &status)?;
-    let mut layout = memory::layout::capture(id, &Stat::read(id).ok_or(EngineError::Gone)?)?;
-    let threads_by_id: HashMap<Pid, Pid> = frozen
-        .threads
-        .iter()
-        .map(|t| (t.tid, t.virtual_tid))
-        .collect();
-    let count = frozen.threads.len();
-    let queues = Queues::read(frozen)?;
-    let (mut signals, mut timers) = with_calls(frozen, count, &vmas, &status, |calls, number| {
-        if number > 0 {
-            threads::capture_remotely(&mut states[number], calls)?;
-            return Ok(None);
-        }
-        threads::capture_remotely(&mut states[0], calls)?;
-        attributes::capture_remotely(&mut attributes, calls)?;
-        memory::layout::capture_remotely(&mut layout, calls)?;
-        let signals = signals::capture_remotely(calls)?;
-        let timers = timers::capture_remotely(id, &threads_by_id, calls)?;
-        Ok(Some((signals, timers)))
-    })?;
-    // A timer that has fired must be either armed or a signal in a queue, and not both.
-    let now = Queues::read(frozen)?;
-    if let Some(fired) = Fired::of(now.since(&queues)) {
-        with_calls(frozen, 1, &vmas, &status, |calls, _| {
-            timers::capture_fired_remotely(&mut timers, &fired, calls).map(Some)
-        })?;
-    }
-    signals.pending = signals::queue(now.shared);
-    for (state, pending) in states.iter_mut().zip(now.own) {
-        state.pending = signals::queue(pending);
-    }
-    let areas = memory::areas(frozen.pid, &vmas, files, collected)?;
-    Ok(Process {
-        pid: frozen.virtual_pid,
-        parent,
-        group: innermost(&status, "NSpgid"),
-        session: innermost(&status, "NSsid"),
-        stopped_by: frozen.stopped_by,
-        stop_reported: true,
-        leader_exited: frozen.leader_exited,
-        threads: states,
-        memory: memory::State {
-            areas,
-            layout,
-            contents: store.number(),
-            guards: Vec::new(),
-            stored: Vec::new(),
-        },
-        signals,
-        timers,
-        attributes,
-        credentials: credentials::capture(&status),
-        descriptors,
-    })
-}
-
-/// Lets the first `count` threads of a process make remote calls in turn: `ask` gets the calls and the thread's place. What it
-/// returns for the first thread is returned. Every thread is as it was afterwards.
-fn with_calls<T>(
-    process: &mut FrozenProcess,
-    count: usize,
-    vmas: &[Vma],
-    status: &str,
-    mut ask: impl FnMut(&mut Calls<'_>, usize) -> Result<Option<T>, EngineError>,
-) -> Result<T, EngineError> {
-    let instruction = vdso::syscall_instruction(vmas, &process.memory)?;
-    let ignores_trap = signals::ignores_trap(status);
-    let ranges: Vec<Range<u64>> = vmas.iter().map(|vma| vma.range.clone()).collect();
-    let hole = maps::find_hole(&ranges, SCRATCH).ok_or_else(|| {
-        EngineError::Failed(format!(
-            "process {} has no free address",
-            process.virtual_pid
-        ))
-    })?;
-    let memory = &process.memory;
-    let mut first = None;
-    let mut outcome = Ok(());
-    let (head, tail) = process.threads.split_at_mut(1);
-    let take =
-        |thread: &mut crate::freeze::FrozenThread| thread.stopped.take().ok_or(EngineError::Gone);
-    let mut calls = Calls::begin(take(&mut head[0])?, instruction, ignores_trap, memory, hole)?;
-    match ask(&mut calls, 0) {
-        Ok(value) => first = value,
-        Err(error) => outcome = Err(error),
-    }
-    if outcome.is_ok() {
-        for (n, thread) in tail.iter_mut().take(count - 1).enumerate() {
-            let mut calls = Calls::join(take(thread)?, instruction, ignores_trap, memory, hole)?;
-            outcome = ask(&mut calls, n + 1).map(drop);
-            thread.stopped = Some(calls.leave()?);
-            if outcome.is_err() {
-                break;
-            }
-        }
-    }
-    head[0].stopped = Some(calls.finish()?);
-    outcome?;
-    first.ok_or(EngineError::Gone)
-}
-
-/// Finds out which stops of children their parents have not waited for yet: asked of the parent, without consuming anything.
-fn ask_for_stops(frozen: &mut Frozen, processes: &mut [Process]) -> Result<(), EngineError> {
-    const P_PID: u64 = 1;
-    let options = (libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT) as u64;
-    for n in 0..processes.len() {
-        let (child, parent) = (processes[n].pid, processes[n].parent);
-        let place = processes.iter().position(|process| process.pid == parent);
-        let (Some(_), Some(place)) = (processes[n].stopped_by, place) else {
-            continue;
-        };
-        let id = living(&frozen.processes[place]);
-        let (vmas, status) = (maps::read(id)?, read_status(id)?);
-        let unreported = with_calls(
-            &mut frozen.processes[place],
-            1,
-            &vmas,
-            &status,
-            |calls, _| {
-                let address = calls.put(&[0; stasis_tracee::SIGINFO_BYTES])?;
-                let arguments = [P_PID, child.0 as u64, address, options, 0];
-                // The process may have children of another thread's only (__WNOTHREAD is not asked for): an error means no news.
-                let asked = calls.call("waitid", libc::SYS_waitid, &arguments);
-                Ok(Some(asked.is_ok() && calls.get::<4>(0)? != [0; 4]))
-            },
-        )?;
-        processes[n].stop_reported = !unreported;
-    }
-    Ok(())
-}
-
-fn capture_shared(
-    frozen: &mut Frozen,
-    collected: &mut Collected,
-    store: &Store,
-) -> Result<Vec<SharedContents>, EngineError> {
-    let mut all = Vec::new();
-    for (state, mapped) in &mut collected.shared.objects {
-        if state.description.is_some() {
-            continue;
-        }
-        let object = store.number();
-        state.contents = Some(object);
-        // Several processes may map different parts: each part is read where it is mapped, the first one found.
-        let mut covered: Vec<Range<u64>> = Vec::new();
-        for place in mapped.iter() {
-            let Some(index) = frozen.processes.iter().position(|p| p.pid == place.process) else {
-                continue;
-            };
-            let length = place.range.end - place.range.start;
-            let fresh = subtract(place.offset..place.offset + length, &covered);
-            if fresh.is_empty() {
-                continue;
-            }
-            let process = &mut frozen.processes[index];
-            let id = living(process);
-            let (vmas, status) = (maps::read(id)?, read_status(id)?);
-            let resident = with_calls(process, 1, &vmas, &status, |calls, _| {
-                Ok(Some(memory::shared::resident(place, calls)?))
-            })?;
-            let mut parts = Vec::new();
-            for range in resident {
-                let offset = range.start - place.range.start + place.offset;
-                for piece in intersect(offset..offset + (range.end - range.start), &fresh) {
-                    let address = piece.start - place.offset + place.range.start;
-                    parts.push(SharedPart {
-                        offset: piece.start,
-                        len: piece.end - piece.start,
-                        address,
-                    });
-                }
-            }
-            covered.extend(fresh);
-            if !parts.is_empty() {
-                all.push(SharedContents {
-                    object,
-                    process: index,
-                    parts,
-                });
-            }
-        }
-    }
-    Ok(all)
-}
-
-fn subtract(range: Range<u64>, covered: &[Range<u64>]) -> Vec<Range<u64>> {
-    let mut left = vec![range];
-    for hole in covered {
-        left = left
-            .into_iter()
-            .flat_map(|r| [r.start..r.end.min(hole.start), r.start.max(hole.end)..r.end])
-            .filter(|r| r.start < r.end)
-            .collect();
-    }
-    left
-}
-
-fn intersect(range: Range<u64>, pieces: &[Range<u64>]) -> Vec<Range<u64>> {
-    pieces
-        .iter()
-        .map(|piece| range.start.max(piece.start)..range.end.min(piece.end))
-        .filter(|r| r.start < r.end)
-        .collect()
 }
 
 /// Looks at a running tree and tells what could not be saved. Nothing is stopped.
@@ -735,17 +459,4 @@ pub fn check(root: Pid) -> Result<Vec<Refusal>, EngineError> {
     };
     refusals.extend(descriptors::refusals(&context)?);
     Ok(refusals)
-}
-
-#[cfg(test)]
-#[allow(clippy::single_range_in_vec_init, reason = "ranges are what is meant")]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_are_cut() {
-        assert_eq!(subtract(0..10, &[2..4, 8..20]), vec![0..2, 4..8]);
-        assert_eq!(subtract(0..10, &[0..10]), Vec::<Range<u64>>::new());
-        assert_eq!(intersect(3..9, &[0..4, 8..20]), vec![3..4, 8..9]);
-    }
 }

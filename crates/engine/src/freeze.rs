@@ -309,9 +309,14 @@ fn assemble(members: &[Pid], mut catch: Catch) -> Result<Frozen, EngineError> {
             });
             continue;
         }
+        // In the supervisor's own pid namespace every thread has one number only.
+        let nested = tree::status_field(&numbers, "NSpid")
+            .is_none_or(|ids| ids.split_ascii_whitespace().count() > 1);
         for thread in &mut threads {
             thread.virtual_tid = if thread.tid == pid {
                 virtual_pid
+            } else if !nested {
+                thread.tid
             } else {
                 let path = format!("/proc/{pid}/task/{}/status", thread.tid);
                 tree::innermost_id(&procfs::read_to_string(path).unwrap_or_default())

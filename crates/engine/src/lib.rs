@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod attributes;
+pub mod batch;
 pub mod calls;
 pub mod capture;
 pub mod checkpoint;
@@ -18,6 +19,7 @@ pub mod faults;
 pub mod file_policy;
 pub mod freeze;
 pub mod host;
+mod inquiry;
 pub mod interruptions;
 pub mod job;
 pub mod keeper;
@@ -36,6 +38,7 @@ pub mod timers;
 pub mod transfers;
 pub mod tree;
 pub mod twin;
+pub mod visits;
 
 pub use error::{EngineError, Refusal};
 pub use job::Job;

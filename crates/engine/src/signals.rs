@@ -7,6 +7,7 @@
 //! A thread may queue any siginfo to itself, whatever its code says of its origin (`do_rt_sigqueueinfo`, `kernel/signal.c`).
 
 use crate::EngineError;
+use crate::batch::{Answers, Asked, Batch, Room};
 use crate::calls::Calls;
 use crate::tree::status_field;
 use serde::{Deserialize, Serialize};
@@ -105,27 +106,47 @@ pub fn ignores_trap(status: &str) -> bool {
     set(status, "SigIgn").contains(libc::SIGTRAP)
 }
 
-/// Captures the actions; the queue is read from outside by the caller, who knows when.
+/// The signals that have a handler.
+#[must_use]
+pub fn handled(status: &str) -> SignalSet {
+    set(status, "SigCgt")
+}
+
+/// The questions that [`ask`] has put to a process.
+pub struct Questions(Vec<(i32, Asked, Room)>);
+
+/// Asks a process for its actions.
+#[must_use]
+pub fn ask(batch: &mut Batch) -> Questions {
+    let asked = SignalSet::ALL.without(libc::SIGKILL).without(libc::SIGSTOP);
+    let asked = asked.iter().map(|signal| {
+        let room = batch.room(ACTION_BYTES as u64);
+        let arguments = [(signal as u64).into(), 0.into(), room.into(), 8.into()];
+        let asked = batch.call("rt_sigaction", libc::SYS_rt_sigaction, &arguments);
+        (signal, asked, room)
+    });
+    Questions(asked.collect())
+}
+
+/// Captures the actions; the queue was read from outside.
 ///
 /// # Errors
-/// When a remote call fails.
-pub fn capture_remotely(calls: &mut Calls<'_>) -> Result<State, EngineError> {
+/// When a remote call has failed.
+pub fn capture(
+    pending: Vec<PendingSignal>,
+    questions: &Questions,
+    answers: &Answers,
+) -> Result<State, EngineError> {
     let mut actions = Vec::new();
-    let asked = SignalSet::ALL.without(libc::SIGKILL).without(libc::SIGSTOP);
-    for signal in asked.iter() {
-        calls.call(
-            "rt_sigaction",
-            libc::SYS_rt_sigaction,
-            &[signal as u64, 0, calls.scratch, 8],
-        )?;
-        let action = Action::decode(&calls.get(0)?);
+    for (signal, asked, room) in &questions.0 {
+        let action = Action::decode(&answers.written(*asked, *room)?);
         if action != Action::default() {
-            actions.push((signal, action));
+            actions.push((*signal, action));
         }
     }
     Ok(State {
         actions,
-        pending: Vec::new(),
+        pending: queue(pending),
     })
 }
 

@@ -10,14 +10,15 @@
 //! alternate stack and the clear-at-exit address need a remote call in each thread.
 
 use crate::EngineError;
+use crate::batch::{Answers, Asked, Batch, Room};
 use crate::calls::Calls;
 use crate::error::Context;
 use crate::signals;
 use crate::timed_calls::TimedCall;
 use serde::{Deserialize, Serialize};
+use stasis_sys::Pid;
 use stasis_sys::signal::SignalSet;
 use stasis_sys::task::{self, Scheduling};
-use stasis_sys::{Pid, procfs};
 use stasis_tracee::{Memory, Registers, RseqConfiguration, Stopped, Xstate};
 use std::io;
 
@@ -141,16 +142,12 @@ pub fn abort_restartable_sequence(
 /// # Errors
 /// When the thread has died.
 pub fn capture(
-    process: Pid,
     virtual_tid: Pid,
     thread: &Stopped,
     timed_call: Option<TimedCall>,
 ) -> Result<State, EngineError> {
     let tid = thread.tid();
     let reading = |what: &'static str| move || format!("reading the {what} of thread {tid}");
-    let mut name =
-        procfs::read(format!("/proc/{process}/task/{tid}/comm")).context(reading("name"))?;
-    name.pop();
     Ok(State {
         virtual_tid,
         registers: thread.registers()?,
@@ -161,7 +158,7 @@ pub fn capture(
         robust_list: task::robust_list(tid).context(reading("robust futex list"))?,
         clear_at_exit: 0,
         rseq: thread.rseq()?,
-        name,
+        name: Vec::new(),
         affinity: task::affinity(tid).context(reading("affinity"))?,
         scheduling: task::scheduling(tid).context(reading("scheduling policy"))?,
         io_priority: task::io_priority(tid).context(reading("I/O priority"))?,
@@ -170,21 +167,56 @@ pub fn capture(
     })
 }
 
-/// Captures what only the thread itself can tell.
+/// The questions that [`ask`] has put to a thread.
+pub struct Questions {
+    alternate_stack: (Asked, Room),
+    clear_at_exit: (Asked, Room),
+    name: (Asked, Room),
+    timer_slack: Asked,
+}
+
+/// `TASK_COMM_LEN`: a name and the zero that ends it.
+const NAME_BYTES: usize = 16;
+
+/// Asks a thread for what only it can tell.
+#[must_use]
+pub fn ask(batch: &mut Batch) -> Questions {
+    let stack = batch.room(STACK_T_BYTES as u64);
+    let arguments = [0.into(), stack.into()];
+    let alternate_stack = batch.call("sigaltstack", libc::SYS_sigaltstack, &arguments);
+    let address = batch.room(size_of::<u64>() as u64);
+    let arguments = [(libc::PR_GET_TID_ADDRESS as u64).into(), address.into()];
+    let clear_at_exit = batch.call("prctl(PR_GET_TID_ADDRESS)", libc::SYS_prctl, &arguments);
+    let bytes = batch.room(NAME_BYTES as u64);
+    let arguments = [(libc::PR_GET_NAME as u64).into(), bytes.into()];
+    let name = batch.call("prctl(PR_GET_NAME)", libc::SYS_prctl, &arguments);
+    let arguments = [(libc::PR_GET_TIMERSLACK as u64).into()];
+    let timer_slack = batch.call("prctl(PR_GET_TIMERSLACK)", libc::SYS_prctl, &arguments);
+    Questions {
+        alternate_stack: (alternate_stack, stack),
+        clear_at_exit: (clear_at_exit, address),
+        name: (name, bytes),
+        timer_slack,
+    }
+}
+
+/// Completes what was captured from outside by the thread's answers.
 ///
 /// # Errors
-/// When a remote call fails.
-pub fn capture_remotely(state: &mut State, calls: &mut Calls<'_>) -> Result<(), EngineError> {
-    calls.call("sigaltstack", libc::SYS_sigaltstack, &[0, calls.scratch])?;
-    state.alternate_stack = AlternateStack::decode(&calls.get(0)?);
-    calls.call(
-        "prctl(PR_GET_TID_ADDRESS)",
-        libc::SYS_prctl,
-        &[libc::PR_GET_TID_ADDRESS as u64, calls.scratch],
-    )?;
-    state.clear_at_exit = u64::from_le_bytes(calls.get(0)?);
-    let asking = [libc::PR_GET_TIMERSLACK as u64];
-    state.timer_slack = calls.call("prctl(PR_GET_TIMERSLACK)", libc::SYS_prctl, &asking)?;
+/// When a remote call has failed.
+pub fn complete(
+    state: &mut State,
+    questions: &Questions,
+    answers: &Answers,
+) -> Result<(), EngineError> {
+    let (asked, room) = questions.alternate_stack;
+    state.alternate_stack = AlternateStack::decode(&answers.written(asked, room)?);
+    let (asked, room) = questions.clear_at_exit;
+    state.clear_at_exit = u64::from_le_bytes(answers.written(asked, room)?);
+    let (asked, room) = questions.name;
+    let name: [u8; NAME_BYTES] = answers.written(asked, room)?;
+    state.name = name.into_iter().take_while(|byte| *byte != 0).collect();
+    state.timer_slack = answers.result(questions.timer_slack)?;
     Ok(())
 }
 

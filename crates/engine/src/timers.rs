@@ -15,6 +15,7 @@
 //! one: its next signal is late by the time for which this one had waited.
 
 use crate::EngineError;
+use crate::batch::{Answers, Asked, Batch, Room};
 use crate::calls::Calls;
 use serde::{Deserialize, Serialize};
 use stasis_sys::{Pid, procfs};
@@ -52,7 +53,9 @@ pub struct State {
     pub posix: Vec<PosixTimer>,
 }
 
-fn decode(bytes: &[u8; 32]) -> Setting {
+const SETTING_BYTES: u64 = size_of::<Setting>() as u64;
+
+fn decode(bytes: &[u8; SETTING_BYTES as usize]) -> Setting {
     let mut words = [0; 4];
     for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(8)) {
         *word = chunk
@@ -67,24 +70,42 @@ fn encode(setting: &Setting) -> Vec<u8> {
     setting.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
-/// Captures all timers of `process`. `threads` translates thread ids to the program's numbers.
-///
-/// # Errors
-/// When a remote call fails.
-pub fn capture_remotely(
-    process: Pid,
-    threads: &HashMap<Pid, Pid>,
-    calls: &mut Calls<'_>,
-) -> Result<State, EngineError> {
-    let mut state = State::default();
-    for (which, setting) in state.interval_timers.iter_mut().enumerate() {
-        *setting = interval_timer(which, calls)?;
-    }
+/// The questions that [`ask`] has put to a process.
+pub struct Questions {
+    interval: [(Asked, Room); 3],
+    posix: Vec<(PosixTimer, Asked, Room)>,
+}
+
+/// Asks `process` for what is left of all its timers. `threads` translates thread ids to the program's numbers.
+#[must_use]
+pub fn ask(process: Pid, threads: &HashMap<Pid, Pid>, batch: &mut Batch) -> Questions {
     // Missing where the kernel was built without CONFIG_CHECKPOINT_RESTORE; `check` tells.
     let list = procfs::read_to_string(format!("/proc/{process}/timers")).unwrap_or_default();
+    let mut ask = |name, number, which: u64| {
+        let room = batch.room(SETTING_BYTES);
+        (batch.call(name, number, &[which.into(), room.into()]), room)
+    };
+    let interval = [0, 1, 2].map(|which| ask("getitimer", libc::SYS_getitimer, which));
+    let mut posix = Vec::new();
     for mut timer in parse(&list) {
-        timer.setting = posix_setting(timer.id, calls)?;
         timer.thread = threads.get(&timer.thread).copied().unwrap_or(timer.thread);
+        let (asked, room) = ask("timer_gettime", libc::SYS_timer_gettime, timer.id as u64);
+        posix.push((timer, asked, room));
+    }
+    Questions { interval, posix }
+}
+
+/// Captures the timers from a process's answers.
+///
+/// # Errors
+/// When a remote call has failed.
+pub fn capture(questions: Questions, answers: &Answers) -> Result<State, EngineError> {
+    let mut state = State::default();
+    for (setting, (asked, room)) in state.interval_timers.iter_mut().zip(questions.interval) {
+        *setting = decode(&answers.written(asked, room)?);
+    }
+    for (mut timer, asked, room) in questions.posix {
+        timer.setting = decode(&answers.written(asked, room)?);
         state.posix.push(timer);
     }
     state.posix.sort_by_key(|timer| timer.id);
@@ -119,37 +140,51 @@ impl Fired {
     }
 }
 
-/// Reads the timers again that have fired since they were read or right before. None of them fires again before its signal is
-/// taken, and no other must be read again: it is armed as far as the signals tell that belong to this state.
+/// The questions that [`ask_again`] has put to a process.
+pub struct QuestionsAgain {
+    alarm: Option<(Asked, Room)>,
+    posix: Vec<(i32, Asked, Room)>,
+}
+
+/// Asks again for the timers that have fired since they were read or right before. None of them fires again before its signal
+/// is taken, and no other must be read again: it is armed as far as the signals tell that belong to this state.
+#[must_use]
+pub fn ask_again(fired: &Fired, batch: &mut Batch) -> QuestionsAgain {
+    let mut ask = |name, number, which: u64| {
+        let room = batch.room(SETTING_BYTES);
+        (batch.call(name, number, &[which.into(), room.into()]), room)
+    };
+    QuestionsAgain {
+        alarm: fired
+            .alarm
+            .then(|| ask("getitimer", libc::SYS_getitimer, 0)),
+        posix: (fired.posix.iter())
+            .map(|id| {
+                let (asked, room) = ask("timer_gettime", libc::SYS_timer_gettime, *id as u64);
+                (*id, asked, room)
+            })
+            .collect(),
+    }
+}
+
+/// Puts the answers into the state that was captured before.
 ///
 /// # Errors
-/// When a remote call fails.
-pub fn capture_fired_remotely(
+/// When a remote call has failed.
+pub fn capture_again(
     state: &mut State,
-    fired: &Fired,
-    calls: &mut Calls<'_>,
+    questions: &QuestionsAgain,
+    answers: &Answers,
 ) -> Result<(), EngineError> {
-    if fired.alarm {
-        state.interval_timers[0] = interval_timer(0, calls)?;
+    if let Some((asked, room)) = questions.alarm {
+        state.interval_timers[0] = decode(&answers.written(asked, room)?);
     }
-    for timer in &mut state.posix {
-        if fired.posix.contains(&timer.id) {
-            timer.setting = posix_setting(timer.id, calls)?;
+    for (id, asked, room) in &questions.posix {
+        if let Some(timer) = state.posix.iter_mut().find(|timer| timer.id == *id) {
+            timer.setting = decode(&answers.written(*asked, *room)?);
         }
     }
     Ok(())
-}
-
-fn interval_timer(which: usize, calls: &mut Calls<'_>) -> Result<Setting, EngineError> {
-    let arguments = [which as u64, calls.scratch];
-    calls.call("getitimer", libc::SYS_getitimer, &arguments)?;
-    Ok(decode(&calls.get(0)?))
-}
-
-fn posix_setting(id: i32, calls: &mut Calls<'_>) -> Result<Setting, EngineError> {
-    let arguments = [id as u64, calls.scratch];
-    calls.call("timer_gettime", libc::SYS_timer_gettime, &arguments)?;
-    Ok(decode(&calls.get(0)?))
 }
 
 fn parse(list: &str) -> Vec<PosixTimer> {

@@ -14,9 +14,10 @@ use crate::EngineError;
 use crate::error::Context;
 use crate::freeze::{Frozen, FrozenProcess};
 use crate::memory::vdso;
-use crate::{maps, signals};
+use crate::{faults, maps, signals};
 use stasis_sys::{Pid, procfs};
-use stasis_tracee::{Born, Memory, Remote, Running, Stopped};
+use stasis_tracee::slot::{self, Excursion, Identity, Slot};
+use stasis_tracee::{Born, Memory, Remote, Running, Stopped, TraceError};
 use std::time::Duration;
 
 /// A process's twin. Dropping it ends it.
@@ -38,7 +39,6 @@ impl Drop for Twin {
 }
 
 const LIMIT: Duration = Duration::from_secs(10);
-const SIGNAL_NONE: u64 = 0;
 
 /// Forks a twin of every process that is `wanted`.
 ///
@@ -55,38 +55,94 @@ fn fork(process: &mut FrozenProcess) -> Result<Twin, EngineError> {
     let thread = process.threads.first_mut().ok_or(EngineError::Gone)?;
     let path = format!("/proc/{}/status", thread.tid);
     let status = procfs::read_to_string(&path).context(|| format!("reading {path}"))?;
-    let instruction = vdso::syscall_instruction(&maps::read(thread.tid)?, &process.memory)?;
-    let ignores_trap = signals::ignores_trap(&status);
+    let vmas = maps::read(thread.tid)?;
+    let padding = vdso::padding(&vmas, &process.memory)?
+        .ok_or_else(|| EngineError::Failed("this kernel's vdso has no room".into()))?;
+    let instruction = vdso::syscall_instruction(&vmas, &process.memory)?;
+    let identity = Identity {
+        process: process.virtual_pid,
+        thread: thread.virtual_tid,
+        handled: signals::handled(&status),
+    };
     let stopped = thread.stopped.take().ok_or(EngineError::Gone)?;
-    let mut remote = Remote::begin(stopped, instruction, ignores_trap)?;
-    let twin = fork_by(&mut remote, instruction, ignores_trap);
-    thread.stopped = Some(remote.finish()?);
-    twin
+    let mut excursion = Excursion::begin(stopped, &identity)?;
+    let slot = excursion.fork();
+    let writing = || format!("writing to process {}", process.virtual_pid);
+    process
+        .memory
+        .write(&slot.code, padding.start)
+        .context(writing)?;
+    let ways = (instruction, signals::ignores_trap(&status));
+    let made = fork_in(&mut excursion, &slot, padding.start, ways);
+    let forked = match made {
+        Ok(twin) => twin,
+        Err(error) => {
+            excursion.abandon();
+            return Err(error);
+        }
+    };
+    thread.stopped = Some(excursion.finish()?);
+    let zeros = vec![0; slot.code.len()];
+    process
+        .memory
+        .write(&zeros, padding.start)
+        .context(writing)?;
+    forked
 }
 
-fn fork_by(remote: &mut Remote, instruction: u64, ignores_trap: bool) -> Result<Twin, EngineError> {
-    let flags = (libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_FS) as u64 | SIGNAL_NONE;
-    let intermediate =
-        remote.clone_without_stack("clone", libc::SYS_clone, &[flags, 0, 0, 0, 0])?;
-    let twin = fork_twin(intermediate.tid, instruction, ignores_trap);
-    // Its end is nobody's news but has to be taken note of, or it would stay a zombie of the program.
-    remote.call(
-        "wait4",
-        libc::SYS_wait4,
-        &[intermediate.virtual_tid.0 as u64, 0, libc::__WALL as u64, 0],
-    )?;
-    twin
+/// Lets the thread fork. An error of the fork itself leaves the thread in its slot, to be brought back.
+fn fork_in(
+    excursion: &mut Excursion,
+    slot: &Slot,
+    address: u64,
+    ways: (u64, bool),
+) -> Result<Result<Twin, EngineError>, EngineError> {
+    excursion.aim(slot, address)?;
+    faults::pass("forking-aimed")?;
+    excursion.go()?;
+    faults::pass("forking-called")?;
+    let mut twin = None;
+    while !excursion.advance()? {
+        if let Some(intermediate) = excursion.born() {
+            faults::pass("forking-born")?;
+            twin = Some(take_twin(intermediate, ways)?);
+        }
+    }
+    faults::pass("forking-noticed")?;
+    let failure = || -> Result<EngineError, EngineError> {
+        let result = excursion.results(1)?.first().copied().unwrap_or(0);
+        Ok(match slot::outcome("clone", excursion.tid(), result) {
+            Err(error) => error.into(),
+            Ok(_) => EngineError::Failed("a twin was not made".into()),
+        })
+    };
+    twin.map_or_else(|| Ok(Err(failure()?)), Ok)
 }
 
-fn fork_twin(intermediate: Pid, instruction: u64, ignores_trap: bool) -> Result<Twin, EngineError> {
+/// Lets the intermediate make the twin and end. Both would end by themselves without us.
+fn take_twin(
+    intermediate: Pid,
+    (instruction, ignores_trap): (u64, bool),
+) -> Result<Result<Twin, EngineError>, EngineError> {
     let mut stopped = Running::born(intermediate).wait(LIMIT, &mut Born::default())?;
+    // What it makes inherits that.
     stopped.die_with_us()?;
-    let mut remote = Remote::begin(stopped, instruction, ignores_trap)?;
-    let made = remote.clone_without_stack("clone", libc::SYS_clone, &[SIGNAL_NONE, 0, 0, 0, 0]);
-    remote.end()?;
-    let pid = made?.tid;
-    let mut stopped = Running::born(pid).wait(LIMIT, &mut Born::default())?;
-    stopped.die_with_us()?;
+    let mut born = Born::default();
+    let ended = stopped.resume()?.wait(LIMIT, &mut born);
+    let Some(pid) = born.0.first().copied() else {
+        return Ok(Err(EngineError::Failed(
+            "a twin could not be forked (limit of processes, memory)".into(),
+        )));
+    };
+    match ended {
+        Err(TraceError::Dead(_)) => {}
+        Err(error) => return Err(error.into()),
+        Ok(stopped) => {
+            let tid = stopped.tid();
+            return Err(TraceError::Stuck(tid).into());
+        }
+    }
+    let stopped = Running::born(pid).wait(LIMIT, &mut Born::default())?;
     let mut remote = Remote::begin(stopped, instruction, ignores_trap)?;
     // A twin that kept the program's descriptors would keep pipes open that the program closes.
     let closed = remote.call(
@@ -101,15 +157,14 @@ fn fork_twin(intermediate: Pid, instruction: u64, ignores_trap: bool) -> Result<
             Ok(memory) => memory,
             Err(source) => {
                 stopped.kill();
-                return Err(EngineError::System {
+                return Ok(Err(EngineError::System {
                     what: "opening the memory of a twin".into(),
                     source,
-                });
+                }));
             }
         },
         stopped: None,
     };
     twin.stopped = Some(stopped);
-    closed?;
-    Ok(twin)
+    Ok(closed.map(|_| twin).map_err(EngineError::from))
 }

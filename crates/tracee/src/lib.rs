@@ -11,6 +11,7 @@ mod error;
 mod memory;
 mod ptrace;
 mod remote;
+pub mod slot;
 mod state;
 
 pub use arch::{Registers, Xstate};

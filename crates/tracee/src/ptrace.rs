@@ -68,8 +68,8 @@ pub(crate) fn step(tid: Pid) -> Result<(), TraceError> {
     request("stepping", libc::PTRACE_SINGLESTEP, tid, 0, 0).map(drop)
 }
 
-pub(crate) fn to_syscall(tid: Pid) -> Result<(), TraceError> {
-    request("continuing", libc::PTRACE_SYSCALL, tid, 0, 0).map(drop)
+pub(crate) fn to_syscall(tid: Pid, signal: i32) -> Result<(), TraceError> {
+    request("continuing", libc::PTRACE_SYSCALL, tid, 0, signal as usize).map(drop)
 }
 
 pub(crate) fn detach(tid: Pid, signal: i32) -> Result<(), TraceError> {

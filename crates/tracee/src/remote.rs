@@ -6,11 +6,11 @@
 //! `kernel/signal.c`); where a program ignores SIGTRAP, system call stops are used instead, two a call.
 
 use crate::ptrace;
+use crate::slot::outcome;
 use crate::state::{News, Stop, Stopped, interpret};
 use crate::{Registers, TraceError};
 use stasis_sys::Pid;
 use stasis_sys::signal::SignalSet;
-use std::io;
 
 /// A thread in the middle of remote calls. [`Remote::finish`] gives it its own registers back.
 #[derive(Debug)]
@@ -199,7 +199,7 @@ impl Remote {
             None => Err(TraceError::Call {
                 name,
                 tid: self.tid,
-                source: io::Error::from_raw_os_error(-result as i32),
+                source: std::io::Error::from_raw_os_error(-result as i32),
             }),
         }
     }
@@ -207,7 +207,7 @@ impl Remote {
     fn until_syscall_stop(&mut self, what: &'static str) -> Result<Option<Pid>, TraceError> {
         let mut born = None;
         loop {
-            ptrace::to_syscall(self.tid)?;
+            ptrace::to_syscall(self.tid, 0)?;
             let status = ptrace::wait(self.tid, true)?.unwrap_or(0);
             match interpret(self.tid, status)? {
                 News::SyscallTrap => return Ok(born),
@@ -265,22 +265,14 @@ impl Remote {
             self.go()?;
         }
         let result = ptrace::registers(self.tid)?.result();
-        if (-4095..0).contains(&result) {
-            let source = io::Error::from_raw_os_error(-result as i32);
-            return Err(TraceError::Call {
-                name,
-                tid: self.tid,
-                source,
-            });
-        }
-        Ok((result as u64, born))
+        Ok((outcome(name, self.tid, result)?, born))
     }
 
     fn go(&self) -> Result<(), TraceError> {
         if self.stepping {
             ptrace::step(self.tid)
         } else {
-            ptrace::to_syscall(self.tid)
+            ptrace::to_syscall(self.tid, 0)
         }
     }
 
@@ -300,12 +292,12 @@ impl Remote {
         ptrace::set_registers(self.tid, &self.working)?;
         // The interrupt is noticed on the way into the sleep, so that nothing needs to be waited for. It must not be noticed
         // before the call: the entry stop is the place after which only the call itself can notice.
-        ptrace::to_syscall(self.tid)?;
+        ptrace::to_syscall(self.tid, 0)?;
         loop {
             let status = ptrace::wait(self.tid, true)?.unwrap_or(0);
             match interpret(self.tid, status)? {
                 News::SyscallTrap => break,
-                News::Stop(_) => ptrace::to_syscall(self.tid)?,
+                News::Stop(_) => ptrace::to_syscall(self.tid, 0)?,
                 _ => {
                     return Err(TraceError::Unexpected {
                         what: name,

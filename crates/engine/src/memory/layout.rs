@@ -5,6 +5,7 @@
 //! privilege, except for the executable, which needs CAP_CHECKPOINT_RESTORE in the user namespace (`kernel/sys.c`).
 
 use crate::EngineError;
+use crate::batch::{Answers, Asked, Batch};
 use crate::calls::Calls;
 use crate::error::Context;
 use crate::tree::Stat;
@@ -51,12 +52,18 @@ pub fn capture(pid: Pid, stat: &Stat) -> Result<State, EngineError> {
     })
 }
 
-/// Captures the end of the heap, which only the process can tell.
+/// Asks a process for the end of its heap, which only it can tell.
+#[must_use]
+pub fn ask(batch: &mut Batch) -> Asked {
+    batch.call("brk", libc::SYS_brk, &[])
+}
+
+/// Completes what was captured from outside by the process's answer.
 ///
 /// # Errors
-/// When the remote call fails.
-pub fn capture_remotely(state: &mut State, calls: &mut Calls<'_>) -> Result<(), EngineError> {
-    state.addresses[BRK] = calls.call("brk", libc::SYS_brk, &[0])?;
+/// When the remote call has failed.
+pub fn complete(state: &mut State, asked: Asked, answers: &Answers) -> Result<(), EngineError> {
+    state.addresses[BRK] = answers.result(asked)?;
     Ok(())
 }
 

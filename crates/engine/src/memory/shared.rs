@@ -10,7 +10,7 @@
 //! pages is read whole. Reading a hole of shared memory through `/proc/PID/mem` would fill it.
 
 use crate::EngineError;
-use crate::calls::{Calls, SCRATCH};
+use crate::batch::{Answers, Asked, Batch, Room};
 use crate::descriptors::DescriptionId;
 use crate::maps::Vma;
 use serde::{Deserialize, Serialize};
@@ -95,31 +95,49 @@ impl Objects {
     }
 }
 
-/// The pages of a mapped part that hold something, as ranges of addresses; asked of the process that maps it.
+/// The questions that [`ask`] has put to a process: a piece of its memory each.
+pub struct Questions(Vec<(Range<u64>, Asked, Room)>);
+
+/// Address space that is asked for by one call.
+const PIECE: u64 = 16 << 20;
+
+/// Asks the process that maps it for the pages of a part that hold something.
+#[must_use]
+pub fn ask(range: &Range<u64>, batch: &mut Batch) -> Questions {
+    let starts = range.clone().step_by(PIECE as usize);
+    let pieces = starts.map(|at| {
+        let piece = at..range.end.min(at + PIECE);
+        let len = piece.end - piece.start;
+        let room = batch.room(len.div_ceil(PAGE));
+        let arguments = [at.into(), len.into(), room.into()];
+        (
+            piece,
+            batch.call("mincore", libc::SYS_mincore, &arguments),
+            room,
+        )
+    });
+    Questions(pieces.collect())
+}
+
+/// The pages that hold something, as ranges of addresses.
 ///
 /// # Errors
-/// When the remote call fails.
-pub fn resident(mapped: &Mapped, calls: &mut Calls<'_>) -> Result<Vec<Range<u64>>, EngineError> {
-    if mapped.swapped {
-        return Ok(vec![mapped.range.clone()]);
-    }
+/// When a remote call has failed.
+pub fn resident(questions: &Questions, answers: &Answers) -> Result<Vec<Range<u64>>, EngineError> {
     let mut found: Vec<Range<u64>> = Vec::new();
-    let mut at = mapped.range.start;
-    while at < mapped.range.end {
-        let len = (mapped.range.end - at).min(SCRATCH * PAGE);
-        calls.call("mincore", libc::SYS_mincore, &[at, len, calls.scratch])?;
-        let present: [u8; SCRATCH as usize] = calls.get(0)?;
-        for (n, byte) in present[..(len / PAGE) as usize].iter().enumerate() {
+    for (piece, asked, room) in &questions.0 {
+        answers.result(*asked)?;
+        let pages = (piece.end - piece.start).div_ceil(PAGE);
+        for (n, byte) in answers.bytes(*room, pages).iter().enumerate() {
             if byte & 1 == 0 {
                 continue;
             }
-            let page = at + n as u64 * PAGE;
+            let page = piece.start + n as u64 * PAGE;
             match found.last_mut() {
                 Some(last) if last.end == page => last.end += PAGE,
                 _ => found.push(page..page + PAGE),
             }
         }
-        at += len;
     }
     Ok(found)
 }

@@ -15,6 +15,7 @@ use object::{Object, ObjectSymbol};
 use stasis_tracee::Memory;
 use stasis_tracee::arch::SYSCALL;
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// The contents of the vdso of a process.
 ///
@@ -63,6 +64,29 @@ pub fn syscall_instruction(vmas: &[Vma], memory: &Memory) -> Result<u64, EngineE
     Err(EngineError::Failed(
         "the process has no system call instruction in its memory".into(),
     ))
+}
+
+/// The zeros that end the vdso's last page, a little away from what is before them: nobody reads or executes them. `None` where
+/// there is no vdso, or none to speak of.
+///
+/// Who writes there gets a page of his own, as a debugger who sets a breakpoint does (`VM_MAYWRITE`, `arch/x86/entry/vdso/vma.c`).
+///
+/// # Errors
+/// When memory cannot be read.
+pub fn padding(vmas: &[Vma], memory: &Memory) -> Result<Option<Range<u64>>, EngineError> {
+    const DISTANCE: u64 = 64;
+    const ENOUGH: u64 = 512;
+    let Some(vma) = vmas.iter().find(|vma| vma.path == b"[vdso]") else {
+        return Ok(None);
+    };
+    let bytes = contents(vmas, memory)?;
+    let used = bytes
+        .iter()
+        .rposition(|byte| *byte != 0)
+        .map_or(0, |n| n + 1) as u64;
+    let start = (vma.range.start + used + DISTANCE).next_multiple_of(DISTANCE);
+    let room = start + ENOUGH <= vma.range.end && !crate::faults::asked("full-vdso");
+    Ok(room.then_some(start..vma.range.end))
 }
 
 /// Makes the saved vdso, which is another kernel's, lead to this kernel's: its code comes back at its address as ordinary

@@ -116,10 +116,10 @@ impl Abilities {
     #[must_use]
     pub fn choice(&self, ids_are_free: bool) -> Option<Strategy> {
         let possible = |strategy: &Strategy| self.obstacle(*strategy).is_none();
-        let all = Strategy::ALL.into_iter().filter(possible);
+        let mut all = Strategy::ALL.into_iter().filter(possible);
         // Where none fits, the last one is there to tell that the ids are taken.
         let mut fitting = all.clone().filter(|s| ids_are_free || !s.needs_free_ids());
-        fitting.next().or(all.last())
+        fitting.next().or(all.next_back())
     }
 }
 

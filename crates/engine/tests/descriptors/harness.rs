@@ -350,6 +350,10 @@ impl Restored {
         let bytes = postcard::to_stdvec(&parcel).expect("encodes");
         file.write_all(&bytes).expect("writable");
         file.rewind().expect("goes back");
+        #[allow(
+            clippy::zombie_processes,
+            reason = "it is waited for by its number, as its children are"
+        )]
         let keeper = Command::new(env!("CARGO_BIN_EXE_restore-descriptors"))
             .stdin(Stdio::from(file))
             .stdout(Stdio::null())

@@ -94,6 +94,7 @@ fn restore(
         inherited: &[],
         terminal,
         path_map: &[],
+        clocks: None,
         changed_files: ChangedFiles::Refuse,
     };
     let failed =

@@ -1,5 +1,6 @@
 //! x86-64: registers, the system call instruction, the kernel's restart codes.
 
+pub mod code;
 pub mod continuation;
 
 use serde::{Deserialize, Serialize};
@@ -100,6 +101,35 @@ impl Registers {
         self.rax = number as u64;
         self.rip -= 2;
         self.orig_rax = u64::MAX;
+    }
+
+    /// The registers with which a thread goes on when nothing but the kernel looks after it: an interrupted call is
+    /// restarted, as `arch_do_signal_or_restart` (`arch/x86/kernel/signal.c`) does where no signal is to be handled.
+    #[must_use]
+    pub fn restarted(&self) -> Registers {
+        let mut registers = *self;
+        if let Some(number) = self.interrupted_call() {
+            match -self.result() {
+                ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => registers.reissue(number),
+                ERESTART_RESTARTBLOCK => registers.reissue(libc::SYS_restart_syscall),
+                _ => {}
+            }
+        }
+        registers
+    }
+
+    /// Sends the thread to code at `address`, with that of a table of calls. It is in no call that the kernel could restart.
+    pub fn send_to(&mut self, address: u64, table: u64) {
+        self.rip = address;
+        self.rbx = table;
+        self.orig_rax = u64::MAX;
+        self.rax = 0;
+    }
+
+    /// Where the thread is.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.rip
     }
 
     /// The six arguments of a call.

@@ -365,7 +365,6 @@ mod tests {
             shows_timers: false,
             shows_children: false,
             chooses_timer_ids: false,
-            ..good()
         };
         let answer = answer(&bad);
         assert!(!answer.can_checkpoint && !answer.can_restart);
