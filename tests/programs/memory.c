@@ -274,10 +274,13 @@ static size_t layout(char *to, size_t size) {
     last.end = 0;
     bool skip = false;
     for (char *line = strtok(text, "\n"); line != NULL; line = strtok(NULL, "\n")) {
-        unsigned long offset;
+        unsigned long start, end, offset;
         char protection[5];
         const char *path;
-        if (sscanf(line, "%lx-%lx %4s %lx", &area.start, &area.end, protection, &offset) == 4 && line[4] != ':') {
+        /* Names of fields may begin with letters that are digits, too. */
+        if (sscanf(line, "%lx-%lx %4s %lx", &start, &end, protection, &offset) == 4) {
+            area.start = start;
+            area.end = end;
             path = strchr(line, '/');
             if (path == NULL) path = strchr(line, '[');
             /* Names of objects that have none. */
