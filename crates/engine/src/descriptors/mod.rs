@@ -31,6 +31,7 @@ pub mod signalfd;
 pub mod stdio;
 pub mod timerfd;
 pub mod ttys;
+pub mod unix_sockets;
 mod unsupported;
 
 pub use capture::{Found, Obstacle, capture, refusals, stdio_of};
@@ -100,6 +101,8 @@ pub enum Kind {
     Stdio(stdio::State),
     /// The job's terminal, opened once more.
     Terminal(ttys::State),
+    /// A Unix socket.
+    UnixSocket(unix_sockets::State),
 }
 
 /// One descriptor of a process.

@@ -4,7 +4,7 @@ use super::pipes::Spares;
 use super::{
     Description, DescriptionId, Descriptor, Kind, Plan, ProcessView, RestoreContext, Table,
     devices, directories, epoll, eventfd, fifos, files, locks, memfd, owner, pidfd, pipes,
-    signalfd, stdio, timerfd, ttys,
+    signalfd, stdio, timerfd, ttys, unix_sockets,
 };
 use crate::error::Context;
 use crate::{EngineError, Refusal};
@@ -56,6 +56,7 @@ pub struct Opening<'a> {
     pub notes: Vec<String>,
     pub(super) pipes: Spares,
     pub(super) fifos: fifos::Holders,
+    pub(super) sockets: unix_sockets::Making,
     opened: Opened,
 }
 
@@ -88,6 +89,7 @@ impl Opening<'_> {
             Kind::MemFd(state) => memfd::restore(state, self)?,
             Kind::PidFd(state) => return pidfd::restore(state),
             Kind::Terminal(state) => ttys::restore(state, self)?,
+            Kind::UnixSocket(state) => unix_sockets::restore(state, id, self)?,
             Kind::Stdio(state) => {
                 let (main, others) = stdio::restore(state, self)?;
                 for (number, fd) in others {
@@ -188,6 +190,7 @@ pub fn open_all(descriptions: &[Description], ctx: &RestoreContext) -> Result<Op
         notes: Vec::new(),
         pipes: Spares::default(),
         fifos: fifos::Holders::default(),
+        sockets: unix_sockets::Making::default(),
         opened: Opened {
             first_free: ctx.first_free,
             ..Opened::default()
@@ -206,9 +209,15 @@ pub fn open_all(descriptions: &[Description], ctx: &RestoreContext) -> Result<Op
     failures.result()?;
     ttys::set_up(descriptions, ctx)?;
     let Opening {
-        notes, mut opened, ..
+        notes,
+        mut opened,
+        sockets,
+        ..
     } = opening;
     opened.notes = notes;
+    // Before epoll sets watch them: what arrives then is no news.
+    let more = unix_sockets::fill_all(descriptions, sockets, &opened)?;
+    opened.notes.extend(more);
     let more = epoll::fill_all(descriptions, &opened)?;
     opened.notes.extend(more);
     Ok(opened)

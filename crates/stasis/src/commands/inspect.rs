@@ -218,6 +218,7 @@ fn kind(kind: &Kind) -> &'static str {
         Kind::PidFd(_) => "pidfd",
         Kind::Stdio(_) => "standard stream",
         Kind::Terminal(_) => "terminal",
+        Kind::UnixSocket(_) => "Unix socket",
     }
 }
 
