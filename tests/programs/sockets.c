@@ -1,6 +1,7 @@
 /* Unix sockets. */
 #include "check.h"
 #include <poll.h>
+#include <stddef.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -563,11 +564,222 @@ static void urgent(void) {
     expect(ends[1], "plain");
 }
 
+static struct sockaddr_un address_of(const char *path, socklen_t *length) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (path[0] == '@') {
+        /* Abstract names are the host's: each run has its own. */
+        int n = snprintf(address.sun_path + 1, sizeof address.sun_path - 1, "stasis-test-%d-%s", getpid(), path + 1);
+        *length = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)n);
+    } else {
+        snprintf(address.sun_path, sizeof address.sun_path, "%s", path);
+        *length = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(path) + 1);
+    }
+    return address;
+}
+static int bound(int kind, const char *path) {
+    int fd = socket(AF_UNIX, kind, 0);
+    CHECK(fd >= 0);
+    if (path[0] != '@') unlink(path);
+    socklen_t length;
+    struct sockaddr_un address = address_of(path, &length);
+    CHECK(bind(fd, (struct sockaddr *)&address, length) == 0);
+    return fd;
+}
+static int connected(int kind, const struct sockaddr_un *address, socklen_t length) {
+    int fd = socket(AF_UNIX, kind, 0);
+    CHECK(fd >= 0);
+    CHECK(connect(fd, (const struct sockaddr *)address, length) == 0);
+    return fd;
+}
+static void expect_name(const struct sockaddr_un *have, socklen_t length, const struct sockaddr_un *wanted, socklen_t size) {
+    CHECK_EQ(length, size);
+    CHECK(memcmp(have, wanted, size) == 0);
+}
+static void expect_names(int fd, const struct sockaddr_un *own, socklen_t own_size, const struct sockaddr_un *peer,
+                         socklen_t peer_size) {
+    struct sockaddr_un have;
+    socklen_t length = sizeof have;
+    CHECK(getsockname(fd, (struct sockaddr *)&have, &length) == 0);
+    expect_name(&have, length, own, own_size);
+    if (peer == NULL) return;
+    length = sizeof have;
+    CHECK(getpeername(fd, (struct sockaddr *)&have, &length) == 0);
+    expect_name(&have, length, peer, peer_size);
+}
+
+/* Listening sockets with accepted connections, connections that wait, and one whose client has gone; under a relative path, an
+ * absolute one and an abstract name. */
+static void servers(void) {
+    static char absolute[512];
+    CHECK(getcwd(absolute, 60) != NULL);
+    strcat(absolute, "/absolute.sock");
+    const char *names[] = {"relative.sock", absolute, "@server"};
+    enum { COUNT = 3 };
+    int kinds_used[COUNT] = {SOCK_STREAM, SOCK_SEQPACKET, SOCK_STREAM};
+    int server[COUNT], client[COUNT], served[COUNT], waiting[COUNT][2], gone[COUNT], served_gone[COUNT], widow[COUNT];
+    struct sockaddr_un address[COUNT], none = {.sun_family = AF_UNIX};
+    socklen_t length[COUNT];
+    for (int i = 0; i < COUNT; i++) {
+        server[i] = bound(kinds_used[i], names[i]);
+        address[i] = address_of(names[i], &length[i]);
+        if (names[i][0] != '@') CHECK(chmod(names[i], 0640) == 0);
+        CHECK(listen(server[i], 5) == 0);
+        client[i] = connected(kinds_used[i], &address[i], length[i]);
+        CHECK((served[i] = accept(server[i], NULL, NULL)) >= 0);
+        put(client[i], "request");
+        put(served[i], "response");
+        gone[i] = connected(kinds_used[i], &address[i], length[i]);
+        CHECK((served_gone[i] = accept(server[i], NULL, NULL)) >= 0);
+        put(gone[i], "farewell");
+        close(gone[i]);
+        widow[i] = connected(kinds_used[i], &address[i], length[i]);
+        int end = accept(server[i], NULL, NULL);
+        CHECK(end >= 0);
+        close(end);
+        for (int w = 0; w < 2; w++) waiting[i][w] = connected(kinds_used[i], &address[i], length[i]);
+    }
+    ready_and_wait();
+    socklen_t nothing = sizeof none.sun_family;
+    for (int i = 0; i < COUNT; i++) {
+        expect_names(server[i], &address[i], length[i], NULL, 0);
+        expect_names(client[i], &none, nothing, &address[i], length[i]);
+        expect_names(served[i], &address[i], length[i], &none, nothing);
+        expect_names(served_gone[i], &address[i], length[i], NULL, 0);
+        expect_names(widow[i], &none, nothing, &address[i], length[i]);
+        if (names[i][0] != '@') {
+            struct stat data;
+            CHECK(stat(names[i], &data) == 0 && S_ISSOCK(data.st_mode) && (data.st_mode & 07777) == 0640);
+        }
+        expect(served[i], "request");
+        expect(client[i], "response");
+        expect(served_gone[i], "farewell");
+        expect_end_of_file(served_gone[i]);
+        expect_end_of_file(widow[i]);
+        expect_failure(widow[i], EPIPE);
+        CHECK(events(server[i]) & POLLIN);
+        for (int w = 0; w < 2; w++) {
+            int end = accept(server[i], NULL, NULL);
+            CHECK(end >= 0);
+            put(waiting[i][w], w == 0 ? "one" : "two");
+            expect(end, w == 0 ? "one" : "two");
+            put(end, "welcome");
+            expect(waiting[i][w], "welcome");
+        }
+        CHECK(!(events(server[i]) & POLLIN));
+        /* As many as may wait. */
+        int more = 0;
+        for (;; more++) {
+            int fd = socket(AF_UNIX, kinds_used[i] | SOCK_NONBLOCK, 0);
+            if (connect(fd, (struct sockaddr *)&address[i], length[i]) != 0) break;
+        }
+        CHECK_EQ(errno, EAGAIN);
+        CHECK_EQ(more, 6);
+    }
+}
+
+/* Connections whose listening socket is closed, and its file removed. */
+static void orphans(void) {
+    int server = bound(SOCK_STREAM, "orphan.sock"), other = bound(SOCK_STREAM, "left.sock");
+    socklen_t length, left_length;
+    struct sockaddr_un address = address_of("orphan.sock", &length), left = address_of("left.sock", &left_length);
+    CHECK(listen(server, 5) == 0 && listen(other, 5) == 0);
+    int client = connected(SOCK_STREAM, &address, length), left_client = connected(SOCK_STREAM, &left, left_length);
+    int served = accept(server, NULL, NULL), left_served = accept(other, NULL, NULL);
+    CHECK(served >= 0 && left_served >= 0);
+    put(client, "to the orphan");
+    close(server);
+    close(other);
+    CHECK(unlink("orphan.sock") == 0);
+    ready_and_wait();
+    expect_names(served, &address, length, NULL, 0);
+    expect_names(left_served, &left, left_length, NULL, 0);
+    CHECK(access("orphan.sock", F_OK) == -1 && errno == ENOENT);
+    CHECK(access("left.sock", F_OK) == 0);
+    expect(served, "to the orphan");
+    put(left_served, "back");
+    expect(left_client, "back");
+}
+
+/* Datagram sockets with names, connected one way, and messages of several senders. */
+static void datagrams(void) {
+    const char *names[] = {"receiver.sock", "@receiver"};
+    int receiver[2], sender[2], nameless[2], several[2];
+    struct sockaddr_un address[2], from[2], first;
+    socklen_t length[2], from_length[2];
+    for (int i = 0; i < 2; i++) {
+        receiver[i] = bound(SOCK_DGRAM, names[i]);
+        address[i] = address_of(names[i], &length[i]);
+        const char *own = i == 0 ? "sender.sock" : "@sender";
+        sender[i] = bound(SOCK_DGRAM, own);
+        from[i] = address_of(own, &from_length[i]);
+        CHECK(connect(sender[i], (struct sockaddr *)&address[i], length[i]) == 0);
+        nameless[i] = connected(SOCK_DGRAM, &address[i], length[i]);
+        several[i] = socket(AF_UNIX, SOCK_DGRAM, 0);
+        put(sender[i], "with a name");
+        put(nameless[i], "without");
+        CHECK_EQ(sendto(several[i], "unconnected", 11, 0, (struct sockaddr *)&address[i], length[i]), 11);
+        put(sender[i], "again");
+    }
+    ready_and_wait();
+    for (int i = 0; i < 2; i++) {
+        char text[32] = {0};
+        socklen_t size = sizeof first;
+        CHECK_EQ(recvfrom(receiver[i], text, sizeof text, MSG_DONTWAIT, (struct sockaddr *)&first, &size), 11);
+        CHECK(memcmp(text, "with a name", 11) == 0);
+        expect_name(&first, size, &from[i], from_length[i]);
+        size = sizeof first;
+        CHECK_EQ(recvfrom(receiver[i], text, sizeof text, MSG_DONTWAIT, (struct sockaddr *)&first, &size), 7);
+        CHECK(memcmp(text, "without", 7) == 0 && size == 0);
+        expect(receiver[i], "unconnected");
+        expect(receiver[i], "again");
+        expect_nothing(receiver[i]);
+        CHECK_EQ(sendto(receiver[i], "answer", 6, 0, (struct sockaddr *)&from[i], from_length[i]), 6);
+        expect(sender[i], "answer");
+        put(nameless[i], "more");
+        expect(receiver[i], "more");
+        expect_names(nameless[i], &(struct sockaddr_un){.sun_family = AF_UNIX}, sizeof(sa_family_t), &address[i], length[i]);
+    }
+}
+
+/* A connection that nobody accepted, with something in it. */
+static void impatient(void) {
+    int server = bound(SOCK_STREAM, "impatient.sock");
+    socklen_t length;
+    struct sockaddr_un address = address_of("impatient.sock", &length);
+    CHECK(listen(server, 5) == 0);
+    int client = connected(SOCK_STREAM, &address, length);
+    put(client, "too early");
+    ready_and_wait();
+    int end = accept(server, NULL, NULL);
+    CHECK(end >= 0);
+    expect(end, "too early");
+}
+
+/* A message that says who sent it. */
+static void credentials(void) {
+    int ends[2], one = 1;
+    pair(SOCK_STREAM, ends);
+    CHECK(setsockopt(ends[1], SOL_SOCKET, SO_PASSCRED, &one, sizeof one) == 0);
+    put(ends[0], "signed");
+    ready_and_wait();
+    char space[CMSG_SPACE(sizeof(struct ucred))] = {0}, text[16];
+    struct iovec part = {text, sizeof text};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof space};
+    CHECK_EQ(recvmsg(ends[1], &message, MSG_DONTWAIT), 6);
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    CHECK(header != NULL && header->cmsg_type == SCM_CREDENTIALS);
+    struct ucred sender;
+    memcpy(&sender, CMSG_DATA(header), sizeof sender);
+    CHECK_EQ(sender.pid, getpid());
+    CHECK_EQ(sender.uid, getuid());
+}
+
 int main(int argc, char **argv) {
     static const struct check_case cases[] = {
         {"pairs", pairs},     {"closed", closed}, {"shutdowns", shutdowns}, {"tree", tree},   {"full", full},
         {"empty", empty},     {"options", options}, {"rights", rights},     {"watched", watched}, {"fresh", fresh},
-        {"load", load},       {"urgent", urgent},
+        {"load", load},       {"urgent", urgent},    {"servers", servers}, {"orphans", orphans}, {"datagrams", datagrams},
+        {"impatient", impatient}, {"credentials", credentials},
     };
     alarm(300);
     return RUN_CASE(cases, argc, argv);

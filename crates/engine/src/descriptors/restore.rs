@@ -162,6 +162,7 @@ pub fn plan(descriptions: &[Description], ctx: &RestoreContext) -> Plan {
             Kind::File(state) => files::plan(state, ctx, &mut plan),
             Kind::Directory(state) => directories::plan(state, ctx, &mut plan),
             Kind::Stdio(state) => stdio::plan(state, ctx, &mut plan),
+            Kind::UnixSocket(state) => unix_sockets::plan(state, ctx, &mut plan),
             Kind::Fifo(state) => match fifos::plan(state, ctx) {
                 Ok(action) => plan.actions.extend(action),
                 Err(error) => plan.refusals.push(Refusal {
@@ -196,6 +197,7 @@ pub fn open_all(descriptions: &[Description], ctx: &RestoreContext) -> Result<Op
             ..Opened::default()
         },
     };
+    opening.sockets = unix_sockets::make_all(descriptions, &opening)?;
     let mut failures = Failures::default();
     for (index, description) in descriptions.iter().enumerate() {
         let id = DescriptionId(index as u32);
@@ -216,7 +218,7 @@ pub fn open_all(descriptions: &[Description], ctx: &RestoreContext) -> Result<Op
     } = opening;
     opened.notes = notes;
     // Before epoll sets watch them: what arrives then is no news.
-    let more = unix_sockets::fill_all(descriptions, sockets, &opened)?;
+    let more = unix_sockets::fill_all(descriptions, sockets, &opened, ctx)?;
     opened.notes.extend(more);
     let more = epoll::fill_all(descriptions, &opened)?;
     opened.notes.extend(more);

@@ -24,8 +24,10 @@ pub(super) struct Entry {
     pub shutdown: u8,
     /// The inodes of those that wait to be accepted, oldest first; 0 for one that was closed meanwhile.
     pub waiting: Vec<u32>,
-    /// For a listening socket, how many may wait.
+    /// For a listening socket, how many may wait; for others, the memory that what they have sent takes in other queues.
     pub backlog: u32,
+    /// Inode and device, in the kernel's own form, of the file that it is bound to.
+    pub file: Option<(u32, u32)>,
 }
 
 /// `RCV_SHUTDOWN`.
@@ -42,8 +44,9 @@ const NLM_F_DUMP: u16 = 0x300;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const AF_UNIX: u8 = 1;
-/// `UDIAG_SHOW_PEER | UDIAG_SHOW_ICONS | UDIAG_SHOW_RQLEN`; shutdown is always shown.
-const SHOW: u32 = 4 | 8 | 0x10;
+/// `UDIAG_SHOW_VFS | UDIAG_SHOW_PEER | UDIAG_SHOW_ICONS | UDIAG_SHOW_RQLEN`; shutdown is always shown.
+const SHOW: u32 = 2 | 4 | 8 | 0x10;
+const FILE: u16 = 1;
 const PEER: u16 = 2;
 const ICONS: u16 = 3;
 const RQLEN: u16 = 4;
@@ -138,6 +141,7 @@ fn parse(message: &[u8]) -> Option<Entry> {
     while let (Some(len), Some(kind)) = (half(rest, 0), half(rest, 2)) {
         let value = rest.get(4..usize::from(len))?;
         match kind {
+            FILE => entry.file = Some((word(value, 0)?, word(value, 4)?)),
             PEER => entry.peer = word(value, 0),
             ICONS => entry.waiting = words(value),
             RQLEN => entry.backlog = word(value, 4)?,

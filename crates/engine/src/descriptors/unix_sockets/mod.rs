@@ -1,11 +1,16 @@
 //! Unix sockets (`unix(7)`).
 //!
 //! Saved: pairs of stream, datagram and packet sockets, with both ends held by processes of the job or on their way in
-//! a message, or with one end closed; sockets that are not connected yet; what waits in them to be read, with the boundaries of
-//! messages and the descriptors sent along (`SCM_RIGHTS`), which may be sockets with such messages themselves; directions that
-//! are shut down; a reset that the program has not seen; options, status flags, owner of signals. Not saved, and refused by name:
-//! sockets with a name, connected to a process outside of the job, listening or not accepted yet; messages with
-//! credentials; urgent data; filters. `SO_PEERCRED` gives the restarting process afterwards.
+//! a message, or with one end closed; sockets with a name, a path or an abstract one; those that listen, with the processes of the job
+//! that wait to be accepted; accepted connections; datagram sockets that are connected one way; sockets that are not connected
+//! yet. With them what waits to be read, with the boundaries of messages, the senders' names and the descriptors sent along
+//! (`SCM_RIGHTS`), which may be sockets with such messages themselves; directions that are shut down; a reset that the program has
+//! not seen; options, status flags, owner of signals.
+//!
+//! Not saved, and refused by name: sockets connected to a process outside of the job; a connection that was not accepted yet
+//! and has been written to, or given up; a datagram socket connected one way to one without a name; messages with credentials;
+//! urgent data; filters. Who waits to be accepted and is not of the job is forgotten, as if the connection had been reset.
+//! `SO_PEERCRED` gives the restarting process afterwards.
 //!
 //! Facts: a socket has one open file description, as it cannot be opened through `/proc`. Who is connected to whom only
 //! netlink tells ([`diag`]): it is how a socket whose peer was closed (peer 0) is told from one that was never connected. What
@@ -13,12 +18,14 @@
 //! shows and `SO_ERROR` would consume (`unix_release_sock`, `net/unix/af_unix.c`).
 
 mod diag;
+mod names;
 mod options;
 mod queue;
 mod restore;
 mod sight;
 
-pub(super) use restore::{Making, fill_all, restore};
+pub use names::Name;
+pub(super) use restore::{Making, fill_all, make_all, plan, restore};
 pub(super) use sight::{Sockets, carrier};
 
 use super::capture::Survey;
@@ -30,7 +37,7 @@ use diag::LISTENING;
 use options::{Options, SO_PASSCRED, SO_PASSPIDFD};
 use rustix::event::PollFlags;
 use rustix::net::sockopt::{socket_domain, socket_type};
-use rustix::net::{AddressFamily, SocketType, getsockname};
+use rustix::net::{AddressFamily, SocketType};
 use serde::{Deserialize, Serialize};
 use stasis_sys::socket;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -42,6 +49,12 @@ pub struct State {
     pub kind: Kind,
     /// Status flags.
     pub flags: u32,
+    /// Its own name.
+    pub name: Option<Name>,
+    /// It was made by accept(2): the name is that of the socket that listened.
+    pub accepted: bool,
+    /// It listens.
+    pub listening: Option<Listening>,
     /// What it is connected to.
     pub peer: Peer,
     /// What waits to be read, oldest first.
@@ -57,7 +70,7 @@ pub struct State {
 }
 
 /// The type of a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Kind {
     /// `SOCK_STREAM`.
     Stream,
@@ -87,14 +100,27 @@ impl Kind {
 }
 
 /// What a socket is connected to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Peer {
     /// Nothing.
     None,
-    /// A socket that was closed.
-    Closed,
-    /// A socket of the job.
+    /// A socket that was closed, and the name that it had.
+    Closed(Option<Name>),
+    /// A socket of the job that is connected to this one.
     Socket(DescriptionId),
+    /// A datagram socket of the job that is connected to another one or to none.
+    OneWay(DescriptionId),
+    /// One that has yet to accept it.
+    Waits(DescriptionId),
+}
+
+/// What a listening socket has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listening {
+    /// How many may wait.
+    pub backlog: u32,
+    /// The sockets of the job that wait, oldest first.
+    pub waiting: Vec<DescriptionId>,
 }
 
 /// What one send has put into a queue; on a stream, what several have.
@@ -105,6 +131,9 @@ pub struct Message {
     pub bytes: Vec<u8>,
     /// The descriptors sent along.
     pub rights: Vec<DescriptionId>,
+    /// The sender's name, empty where it has none.
+    #[serde(with = "serde_bytes")]
+    pub from: Vec<u8>,
 }
 
 /// Its kind, where it is a Unix socket of a kind that can be saved.
@@ -122,13 +151,17 @@ pub(super) fn capture(whole: &Survey, found: &Found) -> Result<Option<State>, Ob
     let Some(kind) = kind_of(socket) else {
         return Ok(None);
     };
-    let named = |socket| getsockname(socket).is_ok_and(|address| address.addr_len() > 2);
     let entry = whole.sockets.entry(found);
     let entry = entry.ok_or_else(|| found.refuse("the kernel does not tell its peer", ""))?;
-    if entry.state == LISTENING || named(socket) {
-        return Err(super::unsupported::refuse(found));
-    }
-    let peer = peer(whole, found, entry)?;
+    let peer = peer(whole, found, entry, socket)?;
+    let name = Some(names::own(socket)).filter(|name| !name.is_empty());
+    let accepted = is_accepted(
+        whole,
+        found,
+        &peer,
+        kind,
+        [name.as_deref(), Some(&names::of_peer(socket))],
+    )?;
     let marks = queue::events(socket).context(|| format!("looking at {found}"))?;
     let refuse = |reason: &str| {
         let hint = "try again when the program has read what was sent to it";
@@ -142,7 +175,7 @@ pub(super) fn capture(whole: &Survey, found: &Found) -> Result<Option<State>, Ob
         return Err(found.refuse("is a socket with a filter, which cannot be saved", hint));
     }
     let reset = marks.contains(PollFlags::ERR);
-    if reset && peer != Peer::Closed {
+    if reset && !matches!(peer, Peer::Closed(_)) {
         return refuse("is a socket whose last error the program has not seen yet");
     }
     let options = options::capture(socket, found)?;
@@ -154,6 +187,9 @@ pub(super) fn capture(whole: &Survey, found: &Found) -> Result<Option<State>, Ob
     Ok(Some(State {
         kind,
         flags: found.info.flags,
+        name: name.map(|name| Name::capture(name, found, Some(entry), whole.ctx)),
+        accepted,
+        listening: listening(whole, found, entry)?,
         peer,
         queue: queue.iter().map(|seen| seen.message.clone()).collect(),
         read_shut: entry.shutdown & diag::READ_SHUT != 0,
@@ -164,35 +200,107 @@ pub(super) fn capture(whole: &Survey, found: &Found) -> Result<Option<State>, Ob
 }
 
 /// What it is connected to.
-fn peer(whole: &Survey, found: &Found, entry: &diag::Entry) -> Result<Peer, Obstacle> {
-    let inode = match entry.peer {
-        None => return Ok(Peer::None),
-        Some(0) if whole.sockets.waits(entry) => {
-            return Err(found.refuse(
-                "is a connection that was not accepted yet, which cannot be saved yet",
-                "try again when the program has accepted it",
-            ));
-        }
-        Some(0) => return Ok(Peer::Closed),
-        Some(inode) => inode,
-    };
-    let there = whole.on_inode((found.stat.st_dev, u64::from(inode)));
+fn peer(
+    whole: &Survey,
+    found: &Found,
+    entry: &diag::Entry,
+    socket: BorrowedFd,
+) -> Result<Peer, Obstacle> {
     let outside = || {
         found.refuse(
             "is a Unix socket connected to a process outside the job",
             "start both sides under stasis, or let the program close it before the checkpoint",
         )
     };
-    let index = *there.first().ok_or_else(outside)?;
+    let waits_for = whole.sockets.waits_for(entry);
+    let inode = match (entry.peer, waits_for) {
+        (None, _) => return Ok(Peer::None),
+        (Some(0), Some(listener)) => listener,
+        (Some(0), None) => {
+            let name = Some(names::of_peer(socket)).filter(|name| !name.is_empty());
+            let name = name.map(|name| Name::capture(name, found, None, whole.ctx));
+            return Ok(Peer::Closed(name));
+        }
+        (Some(inode), _) => inode,
+    };
+    let index = whole.socket(found, inode).ok_or_else(outside)?;
     let other = &whole.founds[index];
     if !stdio::streams(&whole.stdio, whole.ctx.stdio, other).is_empty() {
         return Err(outside());
     }
-    let mutual = whole.sockets.entry(other).and_then(|other| other.peer);
-    if mutual.map(u64::from) != Some(found.stat.st_ino) {
-        return Err(super::unsupported::refuse(found));
+    let id = DescriptionId(index as u32);
+    if waits_for.is_some() {
+        if entry.backlog > 0 {
+            let reason =
+                "has written to a connection that was not accepted yet: nobody can look at that";
+            return Err(found.refuse(reason, "try again when the program has accepted it"));
+        }
+        return Ok(Peer::Waits(id));
     }
-    Ok(Peer::Socket(DescriptionId(index as u32)))
+    let back = whole.sockets.entry(other).and_then(|other| other.peer);
+    if back.map(u64::from) == Some(found.stat.st_ino) {
+        return Ok(Peer::Socket(id));
+    }
+    if names::of_peer(socket).is_empty() {
+        let reason = "is a datagram socket connected one way to one without a name, which cannot be saved yet";
+        return Err(found.refuse(reason, "let the program close it before the checkpoint"));
+    }
+    Ok(Peer::OneWay(id))
+}
+
+/// Whether accept(2) made it; `names` are its own and its peer's.
+fn is_accepted(
+    whole: &Survey,
+    found: &Found,
+    peer: &Peer,
+    kind: Kind,
+    names: [Option<&[u8]>; 2],
+) -> Result<bool, Obstacle> {
+    let connected = matches!(peer, Peer::Socket(_) | Peer::Closed(_));
+    let ([Some(own), Some(other)], true) = (names, connected && kind != Kind::Datagram) else {
+        return Ok(false);
+    };
+    if other.is_empty() {
+        return Ok(true);
+    }
+    match (whole.sockets.listens(own), whole.sockets.listens(other)) {
+        (here, there) if here != there => Ok(here),
+        _ => Err(found.refuse(
+            "is a connection between two sockets with names, of which nobody listens any more",
+            "let the program close it before the checkpoint",
+        )),
+    }
+}
+
+/// Who waits to be accepted.
+fn listening(
+    whole: &Survey,
+    found: &Found,
+    entry: &diag::Entry,
+) -> Result<Option<Listening>, Obstacle> {
+    if entry.state != LISTENING {
+        return Ok(None);
+    }
+    if entry.waiting.contains(&0) && whole.ctx.contents.is_some() {
+        return Err(found.refuse(
+            "was connected to by somebody who gave up before he was accepted: nobody can look at what he wrote",
+            "try again when the program has accepted the connection",
+        ));
+    }
+    let waiting = entry.waiting.iter();
+    let waiting = waiting.filter_map(|inode| whole.socket(found, *inode));
+    Ok(Some(Listening {
+        backlog: entry.backlog,
+        waiting: waiting.map(|index| DescriptionId(index as u32)).collect(),
+    }))
+}
+
+impl Survey<'_> {
+    /// The place of the socket of that inode, `found` being any socket.
+    fn socket(&self, found: &Found, inode: u32) -> Option<usize> {
+        let there = self.on_inode((found.stat.st_dev, u64::from(inode)));
+        there.first().copied()
+    }
 }
 
 /// Refusals of what is on its way in messages and can only be made when the processes exist.

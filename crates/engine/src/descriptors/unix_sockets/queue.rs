@@ -8,11 +8,11 @@
 //! later ones, except at the head of the queue; on a packet socket whose peer has gone it looks like the end.
 
 use super::Kind;
-use super::options::{SO_PEEK_OFF, widen};
+use super::options::SO_PEEK_OFF;
 use crate::EngineError;
 use crate::error::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix};
 use stasis_sys::socket::{self, Received};
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -131,24 +131,31 @@ fn look(socket: BorrowedFd, room: usize, flags: i32) -> io::Result<Option<Receiv
     }
 }
 
-/// Sends one message with its descriptors; on a stream, as many times as it takes.
+/// Sends one message with its descriptors to what `sender` is connected to, or to an address; on a stream, as many times
+/// as it takes.
 pub(super) fn send(
     sender: BorrowedFd,
+    to: Option<&SocketAddrUnix>,
     kind: Kind,
     bytes: &[u8],
     rights: &[BorrowedFd],
 ) -> Result<(), EngineError> {
     let what = || format!("putting {} bytes back into a socket", bytes.len());
-    let sent = send_once(sender, bytes, rights).context(what)?;
+    let sent = send_once(sender, to, bytes, rights).context(what)?;
     let mut rest = bytes.get(sent..).unwrap_or_default();
     while kind == Kind::Stream && !rest.is_empty() {
-        let sent = send_once(sender, rest, &[]).context(what)?;
+        let sent = send_once(sender, to, rest, &[]).context(what)?;
         rest = rest.get(sent..).unwrap_or_default();
     }
     Ok(())
 }
 
-fn send_once(sender: BorrowedFd, bytes: &[u8], rights: &[BorrowedFd]) -> rustix::io::Result<usize> {
+fn send_once(
+    sender: BorrowedFd,
+    to: Option<&SocketAddrUnix>,
+    bytes: &[u8],
+    rights: &[BorrowedFd],
+) -> rustix::io::Result<usize> {
     let rights = SendAncillaryMessage::ScmRights(rights);
     let mut space = vec![MaybeUninit::uninit(); rights.size()];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -156,10 +163,9 @@ fn send_once(sender: BorrowedFd, bytes: &[u8], rights: &[BorrowedFd]) -> rustix:
         control.push(rights);
     }
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    rustix::net::sendmsg(sender, &[IoSlice::new(bytes)], &mut control, flags)
-}
-
-/// Makes `sender` able to fill a queue.
-pub(super) fn prepare(sender: BorrowedFd) {
-    widen(sender);
+    let parts = [IoSlice::new(bytes)];
+    match to {
+        Some(to) => rustix::net::sendmsg_addr(sender, to, &parts, &mut control, flags),
+        None => rustix::net::sendmsg(sender, &parts, &mut control, flags),
+    }
 }

@@ -6,7 +6,7 @@
 use super::super::capture::Sighted;
 use super::super::{CaptureContext, DescriptionId, Found, Obstacle, ProcessView, stdio};
 use super::diag::{self, Entry, LISTENING};
-use super::{Message, kind_of, queue};
+use super::{Message, kind_of, names, queue};
 use crate::EngineError;
 use crate::error::Context;
 use rustix::event::PollFlags;
@@ -19,8 +19,10 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 #[derive(Debug, Default)]
 pub(in super::super) struct Sockets {
     known: HashMap<u32, Entry>,
-    /// Those that wait to be accepted by a socket of this host.
-    waiting: HashSet<u32>,
+    /// Those that wait to be accepted, and by which socket.
+    waiting: HashMap<u32, u32>,
+    /// The names under which sockets of the job listen.
+    listening: HashSet<Vec<u8>>,
     queues: HashMap<u32, Result<Vec<Seen>, &'static str>>,
     _held: Vec<OwnedFd>,
 }
@@ -80,6 +82,9 @@ impl Sockets {
             let silent = entry.is_none_or(|entry| {
                 entry.state == LISTENING || entry.peer.is_none() && kind != super::Kind::Datagram
             });
+            if entry.is_some_and(|entry| entry.state == LISTENING) {
+                sockets.listening.insert(names::own(socket.as_fd()));
+            }
             if ctx.contents.is_none() || silent {
                 continue;
             }
@@ -109,6 +114,7 @@ impl Sockets {
                     message: Message {
                         bytes: received.bytes,
                         rights,
+                        from: names::in_address(&received.address),
                     },
                     sender: received.sender,
                 });
@@ -120,8 +126,11 @@ impl Sockets {
 
     fn ask_for_all(&mut self) -> Result<(), EngineError> {
         self.known = diag::all().context(asking)?;
-        let waiting = self.known.values().flat_map(|entry| &entry.waiting);
-        self.waiting = waiting.copied().collect();
+        for (inode, entry) in &self.known {
+            let waiting = entry.waiting.iter();
+            self.waiting
+                .extend(waiting.map(|waiting| (*waiting, *inode)));
+        }
         Ok(())
     }
 
@@ -129,9 +138,14 @@ impl Sockets {
         self.known.get(&(found.stat.st_ino as u32))
     }
 
-    /// Whether a socket waits to be accepted.
-    pub(super) fn waits(&self, entry: &Entry) -> bool {
-        self.waiting.contains(&entry.inode)
+    /// Which socket it waits for to be accepted.
+    pub(super) fn waits_for(&self, entry: &Entry) -> Option<u32> {
+        self.waiting.get(&entry.inode).copied()
+    }
+
+    /// Whether a socket of the job listens under that name.
+    pub(super) fn listens(&self, name: &[u8]) -> bool {
+        self.listening.contains(name)
     }
 
     pub(super) fn queue(&self, found: &Found) -> Result<&[Seen], Obstacle> {
