@@ -111,6 +111,17 @@ pub fn has_filter(socket: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(instructions > 0)
 }
 
+/// Who sent a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sender {
+    /// The process in the caller's numbers; 0 where nobody knows.
+    pub pid: Pid,
+    /// Its user id.
+    pub uid: u32,
+    /// Its group id.
+    pub gid: u32,
+}
+
 /// A message that was received or looked at.
 #[derive(Debug, Default)]
 pub struct Received {
@@ -122,8 +133,8 @@ pub struct Received {
     pub rights: Vec<OwnedFd>,
     /// Not all descriptors could be taken (`MSG_CTRUNC`).
     pub incomplete: bool,
-    /// The sender (`SCM_CREDENTIALS`) in the caller's numbers, where the socket asks for it: 0 where nobody knows.
-    pub sender: Option<i32>,
+    /// The sender (`SCM_CREDENTIALS`), where the socket asks for it.
+    pub sender: Option<Sender>,
     /// The sender's address as the kernel writes it, from `sa_family` on; empty where it has none.
     pub address: Vec<u8>,
 }
@@ -196,7 +207,13 @@ fn sort_control(mut control: &[u8], received: &mut Received) {
                 }
             }
             libc::SCM_CREDENTIALS if level == libc::SOL_SOCKET => {
-                received.sender = data.get(..4).map(int);
+                let mut numbers = data.chunks_exact(4).map(int);
+                let mut next = || numbers.next().unwrap_or(0);
+                received.sender = Some(Sender {
+                    pid: Pid(next()),
+                    uid: next().cast_unsigned(),
+                    gid: next().cast_unsigned(),
+                });
             }
             _ => {}
         }
@@ -231,7 +248,7 @@ mod tests {
         other.send(b"hello").expect("sent");
         let seen = receive(one.as_fd(), 3, libc::MSG_PEEK | libc::MSG_TRUNC).expect("it is there");
         assert_eq!((&seen.bytes[..], seen.len), (&b"hel"[..], 5));
-        assert_eq!(seen.sender, Some(Pid::current().0));
+        assert_eq!(seen.sender.map(|sender| sender.pid), Some(Pid::current()));
         assert!(seen.rights.is_empty() && !seen.incomplete && seen.address.is_empty());
     }
 }

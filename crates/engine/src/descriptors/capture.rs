@@ -174,6 +174,8 @@ pub fn capture(ctx: &CaptureContext) -> Result<Captured, EngineError> {
     }
     if refused.is_empty() {
         captured.notes = notes(&captured.descriptions);
+        let more = unix_sockets::notes(&founds, &captured.descriptions);
+        captured.notes.extend(more);
         Ok(captured)
     } else {
         Err(EngineError::Refused(refused))

@@ -342,6 +342,7 @@ pub fn finish(
     let Some(table) = tables.get(process) else {
         return Ok(());
     };
+    unix_sockets::fill_late(descriptions, opened)?;
     let holders = Holders::new(tables, descriptions.len());
     // In ascending order everywhere, so that two processes never wait for each other in turn.
     let mut late = HashMap::new();

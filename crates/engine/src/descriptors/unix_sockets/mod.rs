@@ -7,10 +7,12 @@
 //! (`SCM_RIGHTS`), which may be sockets with such messages themselves; directions that are shut down; a reset that the program has
 //! not seen; options, status flags, owner of signals.
 //!
-//! Not saved, and refused by name: sockets connected to a process outside of the job; a connection that was not accepted yet
-//! and has been written to, or given up; a datagram socket connected one way to one without a name; messages with credentials;
-//! urgent data; filters. Who waits to be accepted and is not of the job is forgotten, as if the connection had been reset.
-//! `SO_PEERCRED` gives the restarting process afterwards.
+//! A connection that leads out of the job is reset at a restart, and the checkpoint says so: what was received can be read, then
+//! there is `ECONNRESET`. Who waits to be accepted and is not of the job is forgotten.
+//!
+//! Not saved, and refused by name: a connection that was not accepted yet and has been written to, or given up; a datagram
+//! socket connected one way to one without a name; messages with the credentials of several senders, of one that has ended or
+//! has closed its end, or on a socket with a name; urgent data; filters. `SO_PEERCRED` gives the restarting process afterwards.
 //!
 //! Facts: a socket has one open file description, as it cannot be opened through `/proc`. Who is connected to whom only
 //! netlink tells ([`diag`]): it is how a socket whose peer was closed (peer 0) is told from one that was never connected. What
@@ -25,12 +27,12 @@ mod restore;
 mod sight;
 
 pub use names::Name;
-pub(super) use restore::{Making, fill_all, make_all, plan, restore};
+pub(super) use restore::{Making, fill_all, fill_late, make_all, plan, restore};
 pub(super) use sight::{Sockets, carrier};
 
 use super::capture::Survey;
 use super::stdio;
-use super::{Description, DescriptionId, Found, Obstacle};
+use super::{Description, DescriptionId, Found, Obstacle, ProcessView};
 use crate::Refusal;
 use crate::error::Context;
 use diag::LISTENING;
@@ -39,7 +41,7 @@ use rustix::event::PollFlags;
 use rustix::net::sockopt::{socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType};
 use serde::{Deserialize, Serialize};
-use stasis_sys::socket;
+use stasis_sys::{Pid, socket};
 use std::os::fd::{AsFd, BorrowedFd};
 
 /// A saved socket.
@@ -112,6 +114,8 @@ pub enum Peer {
     OneWay(DescriptionId),
     /// One that has yet to accept it.
     Waits(DescriptionId),
+    /// A process that is not of the job.
+    Outside,
 }
 
 /// What a listening socket has.
@@ -134,6 +138,19 @@ pub struct Message {
     /// The sender's name, empty where it has none.
     #[serde(with = "serde_bytes")]
     pub from: Vec<u8>,
+    /// The sender's credentials, where the receiver is to get them.
+    pub sender: Option<Sender>,
+}
+
+/// Who sent a message (`SCM_CREDENTIALS`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sender {
+    /// The process, in the program's numbers.
+    pub pid: Pid,
+    /// Its user id.
+    pub uid: u32,
+    /// Its group id.
+    pub gid: u32,
 }
 
 /// Its kind, where it is a Unix socket of a kind that can be saved.
@@ -175,14 +192,28 @@ pub(super) fn capture(whole: &Survey, found: &Found) -> Result<Option<State>, Ob
         return Err(found.refuse("is a socket with a filter, which cannot be saved", hint));
     }
     let reset = marks.contains(PollFlags::ERR);
-    if reset && !matches!(peer, Peer::Closed(_)) {
+    if reset && !matches!(peer, Peer::Closed(_) | Peer::Outside) {
         return refuse("is a socket whose last error the program has not seen yet");
     }
     let options = options::capture(socket, found)?;
     let queue = whole.sockets.queue(found)?;
+    let mut messages: Vec<Message> = queue.iter().map(|seen| seen.message.clone()).collect();
     let asks = options.number(SO_PASSCRED) != 0 || options.number(SO_PASSPIDFD) != 0;
-    if asks && queue.iter().any(|seen| seen.sender != Some(0)) {
-        return refuse("holds messages with their sender's credentials, which cannot be saved yet");
+    if asks && let Some(first) = queue.iter().find_map(|seen| seen.sender) {
+        let shut = entry.shutdown & diag::READ_SHUT != 0;
+        let living = |process: &&ProcessView| process.pid == first.pid;
+        let process = whole.ctx.processes.iter().find(living);
+        let same = queue.iter().all(|seen| seen.sender == Some(first));
+        let (Some(process), true, Peer::Socket(_), false) = (process, same, &peer, shut) else {
+            return refuse("holds messages with credentials that cannot be given again");
+        };
+        for message in &mut messages {
+            message.sender = Some(Sender {
+                pid: process.virtual_pid,
+                uid: first.uid,
+                gid: first.gid,
+            });
+        }
     }
     Ok(Some(State {
         kind,
@@ -191,7 +222,7 @@ pub(super) fn capture(whole: &Survey, found: &Found) -> Result<Option<State>, Ob
         accepted,
         listening: listening(whole, found, entry)?,
         peer,
-        queue: queue.iter().map(|seen| seen.message.clone()).collect(),
+        queue: messages,
         read_shut: entry.shutdown & diag::READ_SHUT != 0,
         write_shut: entry.shutdown & diag::WRITE_SHUT != 0,
         reset,
@@ -206,12 +237,6 @@ fn peer(
     entry: &diag::Entry,
     socket: BorrowedFd,
 ) -> Result<Peer, Obstacle> {
-    let outside = || {
-        found.refuse(
-            "is a Unix socket connected to a process outside the job",
-            "start both sides under stasis, or let the program close it before the checkpoint",
-        )
-    };
     let waits_for = whole.sockets.waits_for(entry);
     let inode = match (entry.peer, waits_for) {
         (None, _) => return Ok(Peer::None),
@@ -223,10 +248,12 @@ fn peer(
         }
         (Some(inode), _) => inode,
     };
-    let index = whole.socket(found, inode).ok_or_else(outside)?;
+    let Some(index) = whole.socket(found, inode) else {
+        return Ok(Peer::Outside);
+    };
     let other = &whole.founds[index];
     if !stdio::streams(&whole.stdio, whole.ctx.stdio, other).is_empty() {
-        return Err(outside());
+        return Ok(Peer::Outside);
     }
     let id = DescriptionId(index as u32);
     if waits_for.is_some() {
@@ -256,7 +283,7 @@ fn is_accepted(
     kind: Kind,
     names: [Option<&[u8]>; 2],
 ) -> Result<bool, Obstacle> {
-    let connected = matches!(peer, Peer::Socket(_) | Peer::Closed(_));
+    let connected = matches!(peer, Peer::Socket(_) | Peer::Closed(_) | Peer::Outside);
     let ([Some(own), Some(other)], true) = (names, connected && kind != Kind::Datagram) else {
         return Ok(false);
     };
@@ -316,4 +343,18 @@ pub(super) fn refuse_late(founds: &[Found], descriptions: &[Description]) -> Vec
         }
     }
     refused
+}
+
+/// What the user should know: which connections a restart resets.
+pub(super) fn notes(founds: &[Found], descriptions: &[Description]) -> Vec<String> {
+    let all = founds.iter().zip(descriptions);
+    let outside = all.filter(|(_, description)| {
+        matches!(&description.kind, super::Kind::UnixSocket(state) if state.peer == Peer::Outside)
+    });
+    outside
+        .map(|(found, _)| {
+            let (pid, name) = (found.process.virtual_pid, &found.process.name);
+            format!("process {pid} ({name}), {found}: is a connection out of the job, which a restart resets")
+        })
+        .collect()
 }

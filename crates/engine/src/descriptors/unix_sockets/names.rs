@@ -187,8 +187,8 @@ pub(super) enum There {
     Nothing,
     /// A socket's file that no socket is bound to any more.
     Leftover,
-    /// Something that may not be removed, in words.
-    Taken(&'static str),
+    /// It cannot be bound: why, and what to do.
+    Taken(&'static str, &'static str),
 }
 
 /// Looks at a path without touching anything.
@@ -198,18 +198,18 @@ pub(super) fn look(path: &Path) -> There {
         Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => {
             return match path.parent().is_none_or(Path::is_dir) {
                 true => There::Nothing,
-                false => There::Taken("its directory is missing"),
+                false => There::Taken("its directory is missing", "make it"),
             };
         }
-        Err(_) => return There::Taken("it cannot be looked at"),
+        Err(_) => return There::Taken("it cannot be looked at", "make its directory readable"),
     };
     if !data.file_type().is_socket() {
-        return There::Taken("something else has that name now");
+        return There::Taken("something else has that name now", "move it away");
     }
     let file = Some((data.ino() as u32, kernel_device(data.dev())));
     match diag::all() {
         Ok(sockets) if sockets.values().all(|socket| socket.file != file) => There::Leftover,
-        _ => There::Taken("it is in use by a running program"),
+        _ => There::Taken("it is in use by a running program", "end that program"),
     }
 }
 
@@ -229,17 +229,14 @@ pub(super) fn give(
     ctx: &RestoreContext,
 ) -> Result<Bound, EngineError> {
     let what = || format!("giving a socket its name {name}");
-    let taken = |why: &str| {
-        EngineError::Failed(format!(
-            "socket {name}: {why}; end that program, or remove what is in the way"
-        ))
-    };
+    let taken =
+        |why: &str, hint: &str| EngineError::Failed(format!("socket {name}: {why}; {hint}"));
     let file = name.file(ctx);
     if let Some(file) = &file {
         match (look(file), name.mode) {
             (There::Nothing, _) => {}
             (There::Leftover, Some(_)) => fs::remove_file(file).context(what)?,
-            (There::Taken(why), Some(_)) => return Err(taken(why)),
+            (There::Taken(why, hint), Some(_)) => return Err(taken(why, hint)),
             (_, None) => {
                 bind_anywhere(socket).context(what)?;
                 return Ok(Bound {
@@ -253,7 +250,7 @@ pub(super) fn give(
     }
     let address = name.address(ctx).context(what)?;
     name.from_there(ctx, || match bind(socket, &address) {
-        Err(Errno::ADDRINUSE) => Err(taken("a running program has that name")),
+        Err(Errno::ADDRINUSE) => Err(taken("a running program has that name", "end that program")),
         other => other.context(what),
     })?;
     match (file, name.mode) {

@@ -12,7 +12,7 @@ use super::options::SO_PEEK_OFF;
 use crate::EngineError;
 use crate::error::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, UCred};
 use stasis_sys::socket::{self, Received};
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -131,41 +131,63 @@ fn look(socket: BorrowedFd, room: usize, flags: i32) -> io::Result<Option<Receiv
     }
 }
 
-/// Sends one message with its descriptors to what `sender` is connected to, or to an address; on a stream, as many times
-/// as it takes.
+/// Who a message is sent by, to whom.
+#[derive(Clone, Copy)]
+pub(super) struct Route<'a> {
+    /// The sending socket.
+    pub from: BorrowedFd<'a>,
+    /// An address; `None` for what `from` is connected to.
+    pub to: Option<&'a SocketAddrUnix>,
+    /// Stream, datagram or packets.
+    pub kind: Kind,
+}
+
+/// Sends one message with its descriptors; on a stream, as many times as it takes.
 pub(super) fn send(
-    sender: BorrowedFd,
-    to: Option<&SocketAddrUnix>,
-    kind: Kind,
+    route: Route,
     bytes: &[u8],
     rights: &[BorrowedFd],
+    sender: Option<&super::Sender>,
 ) -> Result<(), EngineError> {
     let what = || format!("putting {} bytes back into a socket", bytes.len());
-    let sent = send_once(sender, to, bytes, rights).context(what)?;
+    let sent = send_once(route, bytes, rights, sender).context(what)?;
     let mut rest = bytes.get(sent..).unwrap_or_default();
-    while kind == Kind::Stream && !rest.is_empty() {
-        let sent = send_once(sender, to, rest, &[]).context(what)?;
+    while route.kind == Kind::Stream && !rest.is_empty() {
+        let sent = send_once(route, rest, &[], sender).context(what)?;
         rest = rest.get(sent..).unwrap_or_default();
     }
     Ok(())
 }
 
 fn send_once(
-    sender: BorrowedFd,
-    to: Option<&SocketAddrUnix>,
+    route: Route,
     bytes: &[u8],
     rights: &[BorrowedFd],
+    sender: Option<&super::Sender>,
 ) -> rustix::io::Result<usize> {
-    let rights = SendAncillaryMessage::ScmRights(rights);
-    let mut space = vec![MaybeUninit::uninit(); rights.size()];
+    let credentials = sender.and_then(|sender| {
+        Some(SendAncillaryMessage::ScmCredentials(UCred {
+            pid: rustix::process::Pid::from_raw(sender.pid.0)?,
+            uid: rustix::process::Uid::from_raw(sender.uid),
+            gid: rustix::process::Gid::from_raw(sender.gid),
+        }))
+    });
+    let rights = (!rights.is_empty()).then_some(SendAncillaryMessage::ScmRights(rights));
+    let messages = [credentials, rights];
+    let size = messages
+        .iter()
+        .flatten()
+        .map(SendAncillaryMessage::size)
+        .sum();
+    let mut space = vec![MaybeUninit::uninit(); size];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    if !matches!(rights, SendAncillaryMessage::ScmRights([])) {
-        control.push(rights);
+    for message in messages.into_iter().flatten() {
+        control.push(message);
     }
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     let parts = [IoSlice::new(bytes)];
-    match to {
-        Some(to) => rustix::net::sendmsg_addr(sender, to, &parts, &mut control, flags),
-        None => rustix::net::sendmsg(sender, &parts, &mut control, flags),
+    match route.to {
+        Some(to) => rustix::net::sendmsg_addr(route.from, to, &parts, &mut control, flags),
+        None => rustix::net::sendmsg(route.from, &parts, &mut control, flags),
     }
 }

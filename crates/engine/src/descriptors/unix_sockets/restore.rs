@@ -9,13 +9,15 @@ use super::super::{
 };
 use super::names::{self, Name, There};
 use super::options::{self, widen};
-use super::{Kind, Message, Peer, State, queue};
+use super::queue::{self, Route};
+use super::{Kind, Message, Peer, State};
 use crate::error::Context;
 use crate::{EngineError, Refusal};
 use rustix::net::{
     AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, accept_with, connect, getsockname,
     listen, shutdown, socket_with, socketpair,
 };
+use stasis_sys::Pid;
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -45,12 +47,12 @@ pub(in super::super) fn plan(state: &State, ctx: &RestoreContext, plan: &mut Pla
     match names::look(&file) {
         There::Nothing => plan.actions.push(format!("make socket {shown}")),
         There::Leftover => plan.actions.push(format!("replace socket {shown}")),
-        There::Taken(reason) => plan.refusals.push(Refusal {
+        There::Taken(reason, hint) => plan.refusals.push(Refusal {
             pid: None,
             process: String::new(),
             object: format!("socket {shown}"),
             reason: reason.to_owned(),
-            hint: "end what uses it, or make room for it".to_owned(),
+            hint: hint.to_owned(),
         }),
     }
 }
@@ -137,6 +139,10 @@ impl Maker<'_> {
                     let end = self.pair(id, state.kind)?;
                     self.keep(*other, end)?;
                 }
+                Peer::Outside => {
+                    let end = self.pair(id, state.kind)?;
+                    self.close_later(id, end)?;
+                }
                 Peer::Closed(name) if name.is_none() || state.kind == Kind::Datagram => {
                     let end = self.pair(id, state.kind)?;
                     self.close_later(id, end)?;
@@ -178,7 +184,7 @@ impl Maker<'_> {
                     };
                     self.keep(id, end)?;
                 }
-                (Peer::Closed(_), Some(name)) if state.accepted => {
+                (Peer::Closed(_) | Peer::Outside, Some(name)) if state.accepted => {
                     let client = plain(state.kind)?;
                     match self.accepted(state.kind, name, client.as_fd())? {
                         Some(end) => {
@@ -308,7 +314,10 @@ pub(in super::super) fn fill_all(
         .collect();
     let mut notes = std::mem::take(&mut making.notes);
     let alone = |state: &State| {
-        let paired = matches!(state.peer, Peer::Socket(_) | Peer::Closed(_));
+        let paired = matches!(
+            state.peer,
+            Peer::Socket(_) | Peer::Closed(_) | Peer::Outside
+        );
         !paired && !state.queue.is_empty()
     };
     let senders = Senders {
@@ -325,11 +334,12 @@ pub(in super::super) fn fill_all(
     };
     for (id, state, fd) in &sockets {
         match &state.peer {
+            Peer::Socket(_) if is_late(state) => {}
             Peer::Socket(other) => {
                 let sender = opened.fd(*other).ok_or_else(broken)?;
                 fill(state, |_| Ok(sender), None, opened)?;
             }
-            Peer::Closed(_) => {
+            Peer::Closed(_) | Peer::Outside => {
                 let sender = making.closing.get(id).ok_or_else(broken)?;
                 fill(state, |_| Ok(sender.as_fd()), None, opened)?;
             }
@@ -356,9 +366,10 @@ pub(in super::super) fn fill_all(
             let name = name.and_then(|(_, state, _)| state.name.as_ref());
             connect_to(*fd, target, name.ok_or_else(broken)?, ctx)?;
         }
-        if state.reset {
+        let cut_off = state.peer == Peer::Outside && state.kind != Kind::Datagram;
+        if state.reset || cut_off {
             // Who closes a socket with something left in it resets the other side.
-            queue::send(*fd, None, state.kind, &[0], &[])?;
+            queue::send(route(*fd, None, state), &[0], &[], None)?;
         }
         drop(making.closing.remove(id));
         let how = match (state.read_shut, state.write_shut) {
@@ -367,7 +378,7 @@ pub(in super::super) fn fill_all(
             (false, true) => Some(Shutdown::Write),
             (false, false) => None,
         };
-        if let (Some(how), false) = (how, matches!(state.peer, Peer::Closed(_))) {
+        if let (Some(how), false) = (how, matches!(state.peer, Peer::Closed(_) | Peer::Outside)) {
             shutdown(fd, how).context(|| "shutting a socket down".into())?;
         }
         notes.extend(options::restore(&state.options, *fd)?);
@@ -410,7 +421,48 @@ fn fill<'a>(
         let sender = sender(message)?;
         widen(sender);
         let rights = rights.ok_or_else(broken)?;
-        queue::send(sender, to, state.kind, &message.bytes, &rights)?;
+        let route = route(sender, to, state);
+        queue::send(route, &message.bytes, &rights, message.sender.as_ref())?;
+    }
+    Ok(())
+}
+
+fn route<'a>(from: BorrowedFd<'a>, to: Option<&'a SocketAddrUnix>, state: &State) -> Route<'a> {
+    Route {
+        from,
+        to,
+        kind: state.kind,
+    }
+}
+
+/// Whether what waits in it has to be sent by a process that does not exist before [`fill_late`].
+fn is_late(state: &State) -> bool {
+    state.queue.iter().any(|message| message.sender.is_some())
+}
+
+/// Sends what only the calling process can, which exists by now, with its id: messages with its credentials.
+pub(in super::super) fn fill_late(
+    descriptions: &[Description],
+    opened: &Opened,
+) -> Result<(), EngineError> {
+    let here = Pid::current();
+    for description in descriptions {
+        let Any::UnixSocket(state) = &description.kind else {
+            continue;
+        };
+        let sender = state.queue.iter().find_map(|message| message.sender);
+        let (Some(sender), Peer::Socket(other)) = (sender, &state.peer) else {
+            continue;
+        };
+        if sender.pid == here {
+            let end = opened.fd(*other).ok_or_else(broken)?;
+            fill(state, |_| Ok(end), None, opened)?;
+            // Filling has widened its buffer.
+            if let Some(Any::UnixSocket(sender)) = descriptions.get(other.index()).map(|d| &d.kind)
+            {
+                options::restore(&sender.options, end)?;
+            }
+        }
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use crate::error::Context;
 use rustix::event::PollFlags;
 use rustix::fs::FileType;
 use stasis_sys::Pid;
+use stasis_sys::socket::Sender;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -31,8 +32,8 @@ pub(in super::super) struct Sockets {
 #[derive(Debug)]
 pub(super) struct Seen {
     pub message: Message,
-    /// The sending process in the supervisor's numbers, where the socket asks for it; 0 where the message does not say.
-    pub sender: Option<i32>,
+    /// Who sent it, in the supervisor's numbers, where the socket asks for that and the message says it.
+    pub sender: Option<Sender>,
 }
 
 /// Through whom descriptors are seen that are on their way: the supervisor, named for the first process of the job.
@@ -115,8 +116,9 @@ impl Sockets {
                         bytes: received.bytes,
                         rights,
                         from: names::in_address(&received.address),
+                        sender: None,
                     },
-                    sender: received.sender,
+                    sender: received.sender.filter(|sender| sender.pid != Pid(0)),
                 });
             }
             sockets.queues.insert(inode, Ok(queue));
