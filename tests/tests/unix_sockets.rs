@@ -51,6 +51,25 @@ fn load_again_and_again() {
     }
 }
 
+/// Messages of no bytes can be looked at once: a later checkpoint says so, and leaves them where they are.
+#[test]
+fn empty_twice() {
+    need!("cc");
+    let sandbox = Sandbox::new();
+    let program = program("sockets", Linkage::Dynamic).expect("there is a compiler");
+    let mut job = sandbox.run(&[program.as_os_str(), "empty".as_ref()]);
+    job.wait_line("ready");
+    job.checkpoint();
+    let refused = job.try_checkpoint();
+    assert!(
+        !refused.success() && refused.stderr.contains("messages of no bytes"),
+        "{refused:?}"
+    );
+    sandbox.write("go", "");
+    let end = job.finish();
+    assert!(end.success() && end.stdout.ends_with("ok\n"), "{end:?}");
+}
+
 /// Bytes out of band.
 #[test]
 fn urgent() {

@@ -88,6 +88,20 @@ pub fn set_option(socket: BorrowedFd<'_>, name: i32, value: i32) -> io::Result<(
     Ok(())
 }
 
+/// The memory, in bytes, that messages take which were sent and not received yet (`SIOCOUTQ`, `unix(7)`).
+///
+/// # Errors
+/// `EINVAL` for a socket that listens.
+pub fn unsent(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the pointer is to a live int, which the kernel fills.
+    let rc = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if rc < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(bytes.cast_unsigned())
+}
+
 /// Whether a filter of the older kind is attached (`SO_ATTACH_FILTER`).
 ///
 /// # Errors

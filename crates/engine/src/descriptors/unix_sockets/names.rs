@@ -128,7 +128,7 @@ impl Name {
     }
 
     /// Does what takes a relative name as seen from the directory that it began at.
-    pub(super) fn from_there<T>(
+    pub(super) fn in_its_directory<T>(
         &self,
         ctx: &RestoreContext,
         work: impl FnOnce() -> Result<T, EngineError>,
@@ -249,7 +249,7 @@ pub(super) fn give(
         }
     }
     let address = name.address(ctx).context(what)?;
-    name.from_there(ctx, || match bind(socket, &address) {
+    name.in_its_directory(ctx, || match bind(socket, &address) {
         Err(Errno::ADDRINUSE) => Err(taken("a running program has that name", "end that program")),
         other => other.context(what),
     })?;

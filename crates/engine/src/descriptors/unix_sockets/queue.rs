@@ -5,18 +5,22 @@
 //! it belongs to the socket, so the program's own is put back. On a stream a single peek goes over as many buffers as it has
 //! room for, but stops behind descriptors that were sent along. A peek that finds nothing takes a pending error out of the
 //! socket: nothing is asked of a stream that is empty. A message of no bytes is found once by a walk, and hidden from
-//! later ones, except at the head of the queue; on a packet socket whose peer has gone it looks like the end.
+//! later ones, except at the head of the queue ([`hides`]); on a packet socket whose peer has gone it looks like the end.
 
 use super::Kind;
-use super::options::SO_PEEK_OFF;
+use super::options::{SO_PEEK_OFF, widen};
 use crate::EngineError;
 use crate::error::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, UCred};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+    SocketFlags, UCred, socketpair,
+};
 use stasis_sys::socket::{self, Received};
+use std::collections::HashMap;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 /// Room for one message of the usual size.
 const ROOM: usize = 16 << 10;
@@ -90,6 +94,32 @@ fn peek_messages(socket: BorrowedFd) -> io::Result<Vec<Received>> {
     }
     all.truncate(all.len() - empty);
     Ok(all)
+}
+
+/// Whether a queue of messages holds more than was seen in it: messages of no bytes that somebody has looked at before. The
+/// memory that all its messages take is known from their sender, and what those take that were seen is tried.
+pub(super) fn hides(seen: &[Received], memory: u32, kind: Kind) -> io::Result<bool> {
+    if seen.is_empty() || kind == Kind::Stream {
+        return Ok(false);
+    }
+    let (from, to) = socketpair(AddressFamily::UNIX, kind.raw(), SocketFlags::CLOEXEC, None)?;
+    widen(from.as_fd());
+    let mut known: HashMap<usize, u32> = HashMap::new();
+    let mut takes = |len: usize| -> io::Result<u32> {
+        if let Some(takes) = known.get(&len) {
+            return Ok(*takes);
+        }
+        rustix::net::send(&from, &vec![0; len], SendFlags::DONTWAIT)?;
+        let takes = socket::unsent(from.as_fd())?;
+        rustix::net::recv(&to, &mut [0u8; 1], RecvFlags::DONTWAIT)?;
+        known.insert(len, takes);
+        Ok(takes)
+    };
+    let lens = seen.iter().map(|message| message.len);
+    let sum = lens.map(&mut takes).sum::<io::Result<u32>>()?;
+    let more = memory.saturating_sub(sum);
+    // Anything else is no message of no bytes, but one for another socket, or another way to use memory.
+    Ok(more > 0 && more % takes(0)? == 0)
 }
 
 /// The program's own `SO_PEEK_OFF`, which is set again in the end.

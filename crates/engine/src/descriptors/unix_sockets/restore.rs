@@ -273,7 +273,7 @@ fn connect_to(
 ) -> Result<(), EngineError> {
     let address = address(server)?;
     let what = || format!("connecting to {name}");
-    name.from_there(ctx, || connect(client, &address).context(what))
+    name.in_its_directory(ctx, || connect(client, &address).context(what))
 }
 
 fn address(socket: BorrowedFd) -> Result<SocketAddrUnix, EngineError> {
@@ -347,7 +347,7 @@ pub(in super::super) fn fill_all(
             _ => {
                 let name = state.name.as_ref().ok_or_else(broken)?;
                 let to = address(*fd)?;
-                name.from_there(ctx, || {
+                name.in_its_directory(ctx, || {
                     fill(state, |message| senders.of(message), Some(&to), opened)
                 })?;
             }

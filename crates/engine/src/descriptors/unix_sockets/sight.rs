@@ -102,8 +102,19 @@ impl Sockets {
                 sockets.queues.insert(inode, queue);
                 continue;
             }
+            let peer = entry.and_then(|entry| sockets.known.get(&entry.peer?));
+            let mutual = peer.filter(|peer| peer.peer == Some(inode));
+            let seen = queue::peek(socket.as_fd(), kind).context(what)?;
+            if let Some(sender) = mutual
+                && queue::hides(&seen, sender.backlog, kind).context(what)?
+            {
+                let words =
+                    "holds messages of no bytes that were looked at before, and are hidden now";
+                sockets.queues.insert(inode, Err(words));
+                continue;
+            }
             let mut queue = Vec::new();
-            for received in queue::peek(socket.as_fd(), kind).context(what)? {
+            for received in seen {
                 let mut rights = Vec::with_capacity(received.rights.len());
                 for fd in received.rights {
                     let sent = sighted.add(carrier, fd.as_raw_fd())?;
