@@ -8,7 +8,7 @@ use super::fdinfo::FdInfo;
 use super::{
     CaptureContext, Captured, Description, DescriptionId, Descriptor, Kind, Outside, ProcessView,
     Table, devices, directories, epoll, eventfd, fifos, files, inherited, locks, memfd, owner,
-    pidfd, pipes, signalfd, stdio, timerfd, ttys, unsupported,
+    pidfd, pipes, signalfd, stdio, timerfd, ttys, unix_sockets, unsupported,
 };
 use crate::error::Context;
 use crate::{EngineError, Refusal};
@@ -111,7 +111,11 @@ impl Found<'_> {
 
 impl std::fmt::Display for Found<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "descriptor {} ({})", self.fd, self.link.display())
+        if self.holders.is_empty() {
+            write!(f, "a descriptor on its way ({})", self.link.display())
+        } else {
+            write!(f, "descriptor {} ({})", self.fd, self.link.display())
+        }
     }
 }
 
@@ -136,8 +140,14 @@ const PIDFD_THREAD: u32 = 0o200;
 /// # Errors
 /// [`EngineError::Refused`] with everything that cannot be saved.
 pub fn capture(ctx: &CaptureContext) -> Result<Captured, EngineError> {
-    let (founds, tables) = survey(ctx)?;
-    let whole = Survey::new(ctx, &founds, &tables);
+    let carrier = unix_sockets::carrier(ctx);
+    let mut sighted = survey(ctx)?;
+    let sockets = unix_sockets::Sockets::look(ctx, &carrier, &mut sighted)?;
+    let Sighted {
+        mut founds, tables, ..
+    } = sighted;
+    mark_earlier(ctx, &mut founds);
+    let whole = Survey::new(ctx, &founds, &tables, sockets);
     let mut captured = Captured::default();
     let mut refused = Vec::new();
     for (index, found) in founds.iter().enumerate() {
@@ -165,7 +175,12 @@ pub fn capture(ctx: &CaptureContext) -> Result<Captured, EngineError> {
         other => other?,
     }
     if refused.is_empty() {
+        refused = unix_sockets::refuse_late(&founds, &captured.descriptions);
+    }
+    if refused.is_empty() {
         captured.notes = notes(&captured.descriptions);
+        let more = unix_sockets::notes(&founds, &captured.descriptions);
+        captured.notes.extend(more);
         Ok(captured)
     } else {
         Err(EngineError::Refused(refused))
@@ -218,11 +233,17 @@ pub(super) struct Survey<'a> {
     pub terminals: Vec<u32>,
     /// Which pipes lead outside, as far as that was looked at: a second look could see another answer.
     pub pipes: RefCell<HashMap<(u64, u64), bool>>,
+    pub sockets: unix_sockets::Sockets,
     by_inode: HashMap<(u64, u64), Vec<usize>>,
 }
 
 impl<'a> Survey<'a> {
-    fn new(ctx: &'a CaptureContext<'a>, founds: &'a [Found<'a>], tables: &'a [Table]) -> Self {
+    fn new(
+        ctx: &'a CaptureContext<'a>,
+        founds: &'a [Found<'a>],
+        tables: &'a [Table],
+        sockets: unix_sockets::Sockets,
+    ) -> Self {
         let mut by_inode: HashMap<(u64, u64), Vec<usize>> = HashMap::new();
         for (index, found) in founds.iter().enumerate() {
             by_inode.entry(found.inode()).or_default().push(index);
@@ -233,6 +254,7 @@ impl<'a> Survey<'a> {
             tables,
             terminals: ttys::of_job(ctx),
             pipes: RefCell::default(),
+            sockets,
             by_inode,
         }
     }
@@ -293,6 +315,10 @@ fn classify(whole: &Survey, found: &Found) -> Result<Kind, Obstacle> {
             Some(obstacle) => return Err(obstacle),
             None => Kind::File(files::capture(found, ctx)?),
         },
+        (None, FileType::Socket) => match unix_sockets::capture(whole, found)? {
+            Some(state) => Kind::UnixSocket(state),
+            None => return Err(unsupported::refuse(found)),
+        },
         (None, _) => return Err(unsupported::refuse(found)),
     })
 }
@@ -323,37 +349,64 @@ struct Key {
     link: OsString,
 }
 
-/// Finds all descriptions and who holds them.
-fn survey<'a>(ctx: &CaptureContext<'a>) -> Result<(Vec<Found<'a>>, Vec<Table>), EngineError> {
-    let mut founds: Vec<Found> = Vec::new();
-    let mut groups: HashMap<Key, Vec<usize>> = HashMap::new();
-    let mut tables = Vec::with_capacity(ctx.processes.len());
+/// Descriptions as they are found.
+#[derive(Default)]
+pub(super) struct Sighted<'a> {
+    /// Each once.
+    pub founds: Vec<Found<'a>>,
+    groups: HashMap<Key, Vec<usize>>,
+    tables: Vec<Table>,
+}
+
+impl<'a> Sighted<'a> {
+    /// Looks at a descriptor: the place of its description, which is a new one or one found before, and whether it is
+    /// close-on-exec. `None` when it is gone.
+    pub fn add(
+        &mut self,
+        process: &'a ProcessView,
+        fd: RawFd,
+    ) -> Result<Option<(usize, bool)>, EngineError> {
+        let Some((key, found)) = look(process, fd)? else {
+            return Ok(None);
+        };
+        let close_on_exec = found.info.close_on_exec;
+        let group = self.groups.entry(key).or_default();
+        let index = match search(group, &self.founds, (process.pid, fd))? {
+            None => return Ok(None),
+            Some(Ok(at)) => group[at],
+            Some(Err(at)) => {
+                group.insert(at, self.founds.len());
+                self.founds.push(found);
+                self.founds.len() - 1
+            }
+        };
+        Ok(Some((index, close_on_exec)))
+    }
+}
+
+/// Finds all descriptions that processes hold, and who holds them.
+fn survey<'a>(ctx: &CaptureContext<'a>) -> Result<Sighted<'a>, EngineError> {
+    let mut sighted = Sighted::default();
     for (place, process) in ctx.processes.iter().enumerate() {
         let mut table = Table::default();
         for fd in numbers(process.pid)? {
-            let Some((key, found)) = look(process, fd)? else {
+            let Some((index, close_on_exec)) = sighted.add(process, fd)? else {
                 continue;
             };
-            let close_on_exec = found.info.close_on_exec;
-            let group = groups.entry(key).or_default();
-            let index = match search(group, &founds, (process.pid, fd))? {
-                None => continue,
-                Some(Ok(at)) => group[at],
-                Some(Err(at)) => {
-                    group.insert(at, founds.len());
-                    founds.push(found);
-                    founds.len() - 1
-                }
-            };
-            founds[index].holders.push((place, fd));
+            sighted.founds[index].holders.push((place, fd));
             table.descriptors.push(Descriptor {
                 fd,
                 description: DescriptionId(index as u32),
                 close_on_exec,
             });
         }
-        tables.push(table);
+        sighted.tables.push(table);
     }
+    Ok(sighted)
+}
+
+/// Tells each description which one was before it on the same inode.
+fn mark_earlier(ctx: &CaptureContext, founds: &mut [Found]) {
     // What stands in for a standard stream after a restart need not be on that inode any more.
     let mut first: HashMap<(u64, u64), DescriptionId> = HashMap::new();
     for (index, found) in founds.iter_mut().enumerate() {
@@ -364,7 +417,6 @@ fn survey<'a>(ctx: &CaptureContext<'a>) -> Result<(Vec<Found<'a>>, Vec<Table>), 
         let on_inode = *first.entry(found.inode()).or_insert(id);
         found.earlier = (on_inode != id).then_some(on_inode);
     }
-    Ok((founds, tables))
 }
 
 /// The open descriptors of a process, ascending; none when it has ended.

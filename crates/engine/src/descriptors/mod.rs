@@ -33,6 +33,7 @@ pub mod signalfd;
 pub mod stdio;
 pub mod timerfd;
 pub mod ttys;
+pub mod unix_sockets;
 mod unsupported;
 
 pub use capture::{Found, Obstacle, capture, refusals, stdio_of};
@@ -106,6 +107,8 @@ pub enum Kind {
     Terminal(ttys::State),
     /// Something else that the job was started with and that leads outside.
     Inherited(inherited::State),
+    /// A Unix socket.
+    UnixSocket(unix_sockets::State),
 }
 
 /// One descriptor of a process.

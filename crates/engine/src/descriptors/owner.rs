@@ -1,6 +1,6 @@
 //! Who gets the signals of a description (`F_SETOWN`, `F_SETSIG`, `O_ASYNC`).
 //!
-//! Saved for pipes, FIFOs, terminals and everything with `O_ASYNC` set: process or process group, and the signal. A
+//! Saved for pipes, FIFOs, terminals, Unix sockets and everything with `O_ASYNC` set: process or process group, and the signal. A
 //! thread that is not its process's first is replaced by its process. An owner outside the job is forgotten.
 //!
 //! Facts: `F_GETOWN_EX` answers in the caller's numbers. The owner has to exist when it is set, and the kernel keeps the
@@ -47,7 +47,11 @@ pub(super) fn capture(
     ctx: &CaptureContext,
 ) -> Result<Option<State>, Obstacle> {
     let active = found.info.flags & O_ASYNC != 0;
-    if !active && !matches!(kind, Kind::Pipe(_) | Kind::Fifo(_) | Kind::Terminal(_)) {
+    let keeps = matches!(
+        kind,
+        Kind::Pipe(_) | Kind::Fifo(_) | Kind::Terminal(_) | Kind::UnixSocket(_)
+    );
+    if !active && !keeps {
         return Ok(None);
     }
     let what = || format!("asking for the owner of {found}");

@@ -4,7 +4,7 @@ use super::pipes::Spares;
 use super::{
     Description, DescriptionId, Descriptor, Kind, Plan, ProcessView, RestoreContext, Table,
     devices, directories, epoll, eventfd, fifos, files, inherited, locks, memfd, owner, pidfd,
-    pipes, signalfd, stdio, timerfd, ttys,
+    pipes, signalfd, stdio, timerfd, ttys, unix_sockets,
 };
 use crate::error::Context;
 use crate::{EngineError, Refusal};
@@ -57,6 +57,7 @@ pub struct Opening<'a> {
     pub(super) pipes: Spares,
     pub(super) fifos: fifos::Holders,
     pub(super) inherited: inherited::Bindings,
+    pub(super) sockets: unix_sockets::Making,
     opened: Opened,
 }
 
@@ -90,6 +91,7 @@ impl Opening<'_> {
             Kind::PidFd(state) => return pidfd::restore(state),
             Kind::Terminal(state) => ttys::restore(state, self)?,
             Kind::Inherited(state) => inherited::restore(state, id, self)?,
+            Kind::UnixSocket(state) => unix_sockets::restore(state, id, self)?,
             Kind::Stdio(state) => {
                 let (main, others) = stdio::restore(state, self)?;
                 for (number, fd) in others {
@@ -163,6 +165,7 @@ pub fn plan(descriptions: &[Description], ctx: &RestoreContext) -> Plan {
             Kind::Directory(state) => directories::plan(state, ctx, &mut plan),
             Kind::Stdio(state) => stdio::plan(state, ctx, &mut plan),
             Kind::Inherited(state) => inherited::plan(state, ctx, &mut plan),
+            Kind::UnixSocket(state) => unix_sockets::plan(state, ctx, &mut plan),
             Kind::Fifo(state) => match fifos::plan(state, ctx) {
                 Ok(action) => plan.actions.extend(action),
                 Err(error) => plan.refusals.push(Refusal {
@@ -192,11 +195,13 @@ pub fn open_all(descriptions: &[Description], ctx: &RestoreContext) -> Result<Op
         pipes: Spares::default(),
         fifos: fifos::Holders::default(),
         inherited: inherited::Bindings::default(),
+        sockets: unix_sockets::Making::default(),
         opened: Opened {
             first_free: ctx.first_free,
             ..Opened::default()
         },
     };
+    opening.sockets = unix_sockets::make_all(descriptions, &opening)?;
     let mut failures = Failures::default();
     for (index, description) in descriptions.iter().enumerate() {
         let id = DescriptionId(index as u32);
@@ -213,10 +218,14 @@ pub fn open_all(descriptions: &[Description], ctx: &RestoreContext) -> Result<Op
         mut notes,
         mut opened,
         inherited,
+        sockets,
         ..
     } = opening;
     notes.extend(inherited.note());
     opened.notes = notes;
+    // Before epoll sets watch them: what arrives then is no news.
+    let more = unix_sockets::fill_all(descriptions, sockets, &opened, ctx)?;
+    opened.notes.extend(more);
     let more = epoll::fill_all(descriptions, &opened)?;
     opened.notes.extend(more);
     Ok(opened)
@@ -339,6 +348,7 @@ pub fn finish(
     let Some(table) = tables.get(process) else {
         return Ok(());
     };
+    unix_sockets::fill_late(descriptions, opened)?;
     let holders = Holders::new(tables, descriptions.len());
     // In ascending order everywhere, so that two processes never wait for each other in turn.
     let mut late = HashMap::new();

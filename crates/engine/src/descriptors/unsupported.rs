@@ -120,7 +120,7 @@ fn address(address: rustix::net::SocketAddrAny) -> Option<String> {
     if let Some(path) = unix.path_bytes() {
         return (!path.is_empty()).then(|| String::from_utf8_lossy(path).into_owned());
     }
-    let name = unix.abstract_name()?;
+    let name = unix.abstract_name().filter(|name| !name.is_empty())?;
     Some(format!("@{}", String::from_utf8_lossy(name)))
 }
 

@@ -219,6 +219,7 @@ fn kind(kind: &Kind) -> &'static str {
         Kind::Stdio(_) => "standard stream",
         Kind::Terminal(_) => "terminal",
         Kind::Inherited(_) => "inherited",
+        Kind::UnixSocket(_) => "Unix socket",
     }
 }
 
