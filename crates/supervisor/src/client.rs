@@ -12,8 +12,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// For how long an answer may take that needs no work.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// For how long an answer may take that needs no work: on a machine that has far more to do than it can, a supervisor was seen to
+/// wait more than ten seconds for its turn.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running job and the way to its supervisor.
 #[derive(Clone, Debug)]
