@@ -391,7 +391,9 @@ static void rights(void) {
         pair(kinds[k], inner);
         pair(SOCK_STREAM, innermost);
         CHECK(pipe(pipes) == 0 && write(pipes[1], "in the pipe", 11) == 11);
-        int file = open("sent", O_RDWR | O_CREAT | O_TRUNC, 0600);
+        char name[32];
+        snprintf(name, sizeof name, "sent-%d", k);
+        int file = open(name, O_RDWR | O_CREAT | O_TRUNC, 0600);
         CHECK(file >= 0 && write(file, "0123456789", 10) == 10 && lseek(file, 4, SEEK_SET) == 4);
         put(ends[0], "before");
         put(innermost[0], "innermost");

@@ -180,12 +180,9 @@ pub(super) fn capture(whole: &Survey, found: &Found) -> Result<Option<State>, Ob
         [name.as_deref(), Some(&names::of_peer(socket))],
     )?;
     let marks = queue::events(socket).context(|| format!("looking at {found}"))?;
-    let refuse = |reason: &str| {
-        let hint = "try again when the program has read what was sent to it";
-        Err(found.refuse(reason, hint))
-    };
+    let refuse = |reason: &str| Err(found.refuse(reason, sight::READ_IT));
     if marks.contains(PollFlags::PRI) {
-        return refuse("is a socket with urgent data, which cannot be saved yet");
+        return refuse(sight::URGENT);
     }
     if socket::has_filter(socket).unwrap_or(true) {
         let hint = "let the program close it before the checkpoint";

@@ -6,15 +6,16 @@
 use super::super::capture::Sighted;
 use super::super::{CaptureContext, DescriptionId, Found, Obstacle, ProcessView, stdio};
 use super::diag::{self, Entry, LISTENING};
-use super::{Message, kind_of, names, queue};
+use super::{Kind, Message, kind_of, names, queue};
 use crate::EngineError;
 use crate::error::Context;
 use rustix::event::PollFlags;
 use rustix::fs::FileType;
 use stasis_sys::Pid;
-use stasis_sys::socket::Sender;
+use stasis_sys::socket::{Received, Sender};
 use std::collections::{HashMap, HashSet};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// What is known of the job's Unix sockets.
 #[derive(Debug, Default)]
@@ -80,7 +81,7 @@ impl Sockets {
             let entry = sockets.known.get(&inode);
             // Those that cannot be asked for messages: they have none.
             let silent = entry.is_none_or(|entry| {
-                entry.state == LISTENING || entry.peer.is_none() && kind != super::Kind::Datagram
+                entry.state == LISTENING || entry.peer.is_none() && kind != Kind::Datagram
             });
             if entry.is_some_and(|entry| entry.state == LISTENING) {
                 sockets.listening.insert(names::own(socket.as_fd()));
@@ -88,52 +89,47 @@ impl Sockets {
             if ctx.contents.is_none() || silent {
                 continue;
             }
+            let sender = entry.and_then(|entry| sockets.known.get(&entry.peer?));
+            let sender = sender.filter(|sender| sender.peer == Some(inode));
+            let sent = sender.map_or(0, |sender| sender.backlog);
             let what = || format!("looking at what waits in {found}");
-            if kind != super::Kind::Stream
-                && queue::events(socket.as_fd())
-                    .context(what)?
-                    .contains(PollFlags::ERR)
-            {
-                // A look would take the error away.
-                let held = rustix::io::ioctl_fionread(&socket).context(what)? > 0;
-                let words = "is a socket that was reset with messages left in it";
-                let queue = if held { Err(words) } else { Ok(Vec::new()) };
-                sockets.queues.insert(inode, queue);
-                continue;
-            }
-            let peer = entry.and_then(|entry| sockets.known.get(&entry.peer?));
-            let mutual = peer.filter(|peer| peer.peer == Some(inode));
-            let seen = queue::peek(socket.as_fd(), kind).context(what)?;
-            if let Some(sender) = mutual
-                && queue::hides(&seen, sender.backlog, kind).context(what)?
-            {
-                let words =
-                    "holds messages of no bytes that were looked at before, and are hidden now";
-                sockets.queues.insert(inode, Err(words));
-                continue;
-            }
-            let mut queue = Vec::new();
-            for received in seen {
-                let mut rights = Vec::with_capacity(received.rights.len());
-                for fd in received.rights {
-                    let sent = sighted.add(carrier, fd.as_raw_fd())?;
-                    let (sent, _) = sent.ok_or(EngineError::Gone)?;
-                    rights.push(DescriptionId(sent as u32));
-                    sockets._held.push(fd);
-                }
-                queue.push(Seen {
-                    message: Message {
-                        bytes: received.bytes,
-                        rights,
-                        from: names::in_address(&received.address),
-                        sender: None,
-                    },
-                    sender: received.sender.filter(|sender| sender.pid != Pid(0)),
-                });
-            }
-            sockets.queues.insert(inode, Ok(queue));
+            let seen = seen(socket.as_fd(), kind, sent).context(what)?;
+            let queue = match seen {
+                Ok(seen) => Ok(sockets.sort(seen, carrier, sighted)?),
+                Err(reason) => Err(reason),
+            };
+            sockets.queues.insert(inode, queue);
         }
         Ok(sockets)
+    }
+
+    /// Finds the descriptions of the descriptors that messages bring along.
+    fn sort<'a>(
+        &mut self,
+        messages: Vec<Received>,
+        carrier: &'a ProcessView,
+        sighted: &mut Sighted<'a>,
+    ) -> Result<Vec<Seen>, EngineError> {
+        let mut queue = Vec::with_capacity(messages.len());
+        for received in messages {
+            let mut rights = Vec::with_capacity(received.rights.len());
+            for fd in received.rights {
+                let sent = sighted.add(carrier, fd.as_raw_fd())?;
+                let (sent, _) = sent.ok_or(EngineError::Gone)?;
+                rights.push(DescriptionId(sent as u32));
+                self._held.push(fd);
+            }
+            queue.push(Seen {
+                message: Message {
+                    bytes: received.bytes,
+                    rights,
+                    from: names::in_address(&received.address),
+                    sender: None,
+                },
+                sender: received.sender.filter(|sender| sender.pid != Pid(0)),
+            });
+        }
+        Ok(queue)
     }
 
     fn ask_for_all(&mut self) -> Result<(), EngineError> {
@@ -163,13 +159,41 @@ impl Sockets {
     pub(super) fn queue(&self, found: &Found) -> Result<&[Seen], Obstacle> {
         match self.queues.get(&(found.stat.st_ino as u32)) {
             Some(Ok(queue)) => Ok(queue),
-            Some(Err(reason)) => {
-                Err(found.refuse(*reason, "try again when the program has read them"))
-            }
+            Some(Err(reason)) => Err(found.refuse(*reason, READ_IT)),
             None => Ok(&[]),
         }
     }
 }
+
+/// What waits in a socket; a reason where that cannot be known. `sent` is the memory that its sender's messages take.
+fn seen(
+    socket: BorrowedFd,
+    kind: Kind,
+    sent: u32,
+) -> io::Result<Result<Vec<Received>, &'static str>> {
+    let marks = queue::events(socket)?;
+    if marks.contains(PollFlags::PRI) {
+        return Ok(Err(URGENT));
+    }
+    if kind != Kind::Stream && marks.contains(PollFlags::ERR) {
+        // A look would take the error away.
+        return Ok(match rustix::io::ioctl_fionread(socket)? {
+            0 => Ok(Vec::new()),
+            _ => Err("is a socket that was reset with messages left in it"),
+        });
+    }
+    let seen = queue::peek(socket, kind)?;
+    if queue::hides(&seen, sent, kind)? {
+        let reason = "holds messages of no bytes that were looked at before, and are hidden now";
+        return Ok(Err(reason));
+    }
+    Ok(Ok(seen))
+}
+
+/// Why a socket cannot be saved that has a byte out of band.
+pub(super) const URGENT: &str = "is a socket with urgent data, which cannot be saved yet";
+/// What to do about messages that cannot be saved.
+pub(super) const READ_IT: &str = "try again when the program has read what was sent to it";
 
 fn asking() -> String {
     "asking the kernel about Unix sockets (module unix_diag)".into()
