@@ -132,6 +132,18 @@ impl Program {
         }
     }
 
+    /// [`Program::cycle`] as an ordinary user, and then as root, where the tests run as root.
+    ///
+    /// # Panics
+    /// As that.
+    pub fn cycle_as_user_and_root(&self) {
+        self.cycle(Sandbox::new);
+        if Sandbox::root().is_some() {
+            println!("and as root:");
+            self.cycle(|| Sandbox::root().expect("asked before"));
+        }
+    }
+
     /// The end of the last restart; `None` when the program was through before the last kill.
     fn interrupted(
         &self,

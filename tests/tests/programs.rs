@@ -41,7 +41,7 @@ fn bash_with_jobs() -> Program {
 fn c_with_64_threads() {
     need!("cc");
     let threads = program("threads", Linkage::Dynamic).expect("there is a compiler");
-    Program::new([&threads.to_string_lossy(), "ring", "25000"]).cycle(Sandbox::new);
+    Program::new([&threads.to_string_lossy(), "ring", "25000"]).cycle_as_user_and_root();
 }
 
 #[test]
@@ -52,7 +52,7 @@ fn static_c() {
     };
     Program::new([program.to_string_lossy()])
         .result("static.txt")
-        .cycle(Sandbox::new);
+        .cycle_as_user_and_root();
 }
 
 #[test]
@@ -61,22 +61,13 @@ fn openmp() {
     let program = program("openmp", Linkage::Dynamic).expect("there is a compiler");
     Program::new([&program.to_string_lossy(), "12000"])
         .env("OMP_NUM_THREADS", "4")
-        .cycle(Sandbox::new);
+        .cycle_as_user_and_root();
 }
 
 #[test]
 fn python() {
     need!("python3");
-    python_with_threads().cycle(Sandbox::new);
-}
-
-#[test]
-fn python_of_root() {
-    need!("python3");
-    if Sandbox::root().is_none() {
-        stasis_tests::skip!("the tests do not run as root");
-    }
-    python_with_threads().cycle(|| Sandbox::root().expect("asked above"));
+    python_with_threads().cycle_as_user_and_root();
 }
 
 #[test]
@@ -90,7 +81,7 @@ fn numpy() {
         .file("arrays.py", script("arrays.py"))
         .result("result.npy")
         .result("mapped.dat")
-        .cycle(Sandbox::new);
+        .cycle_as_user_and_root();
 }
 
 #[test]
@@ -98,25 +89,15 @@ fn sqlite() {
     need!("python3");
     Program::new([PYTHON, "database.py"])
         .file("database.py", script("database.py"))
-        .cycle(Sandbox::new);
+        .cycle_as_user_and_root();
 }
 
 #[test]
 fn bash() {
     need!("bash");
-    bash_with_jobs().cycle(Sandbox::new);
+    bash_with_jobs().cycle_as_user_and_root();
 }
 
-#[test]
-fn bash_of_root() {
-    need!("bash");
-    if Sandbox::root().is_none() {
-        stasis_tests::skip!("the tests do not run as root");
-    }
-    bash_with_jobs().cycle(|| Sandbox::root().expect("asked above"));
-}
-
-/// Two dozen generated files, compiled and linked by parallel jobs.
 #[test]
 fn make() {
     need!("make");
@@ -165,7 +146,7 @@ fn make() {
             "main.c",
             format!("#include <stdio.h>\n{declared}int main(void) {{\n  double a[100];\n  for (int i = 0; i < 100; i++) a[i] = i * 0.5;\n{printed}  return 0;\n}}\n"),
         )
-        .cycle(Sandbox::new);
+        .cycle_as_user_and_root();
 }
 
 #[test]
@@ -174,7 +155,7 @@ fn perl() {
     Program::new(["perl", "count.pl"])
         .file("count.pl", script("count.pl"))
         .result("table.txt")
-        .cycle(Sandbox::new);
+        .cycle_as_user_and_root();
 }
 
 #[test]
@@ -183,7 +164,7 @@ fn r() {
     Program::new(["Rscript", "--vanilla", "model.R"])
         .file("model.R", script("model.R"))
         .result("fits.txt")
-        .cycle(Sandbox::new);
+        .cycle_as_user_and_root();
 }
 
 #[test]
@@ -192,7 +173,7 @@ fn octave() {
     Program::new(["octave-cli", "--norc", "model.m"])
         .file("model.m", script("model.m"))
         .result("values.txt")
-        .cycle(Sandbox::new);
+        .cycle_as_user_and_root();
 }
 
 #[test]
@@ -202,7 +183,7 @@ fn java() {
     Program::new(["java", "-XX:+UseG1GC", "-Xmx256m", "Work.java", "200"])
         .file("Work.java", script("Work.java"))
         .result("java.txt")
-        .cycle(Sandbox::new);
+        .cycle_as_user_and_root();
 }
 
 #[test]
@@ -211,7 +192,7 @@ fn node() {
     Program::new(["node", "work.js"])
         .file("work.js", script("work.js"))
         .result("node.txt")
-        .cycle(Sandbox::new);
+        .cycle_as_user_and_root();
 }
 
 #[test]
@@ -219,7 +200,7 @@ fn go() {
     need!("go");
     Program::new([go_program("work").to_string_lossy()])
         .result("go.txt")
-        .cycle(Sandbox::new);
+        .cycle_as_user_and_root();
 }
 
 #[test]
@@ -238,7 +219,7 @@ fn gromacs() {
     .result("run.edr")
     .result("run.xtc")
     .compare(Compare::FilesOnly)
-    .cycle(Sandbox::new);
+    .cycle_as_user_and_root();
 }
 
 #[test]
@@ -253,7 +234,7 @@ fn lammps() {
         .result("dump.txt")
         .result("final.data")
         .compare(Compare::FilesOnly)
-        .cycle(Sandbox::new);
+        .cycle_as_user_and_root();
 }
 
 #[test]
@@ -263,7 +244,7 @@ fn xz() {
         .file("text", text(12))
         .result("text.xz")
         .compare(Compare::FilesOnly)
-        .cycle(Sandbox::new);
+        .cycle_as_user_and_root();
 }
 
 #[test]
@@ -274,7 +255,7 @@ fn sort() {
         .env("LC_ALL", "C")
         .result("sorted")
         .compare(Compare::FilesOnly)
-        .cycle(Sandbox::new);
+        .cycle_as_user_and_root();
 }
 
 #[test]
@@ -283,5 +264,5 @@ fn bzip2() {
     Program::new(["sh", "-c", "bzip2 -9 < text | tee text.bz2 | sha256sum"])
         .file("text", text(40))
         .result("text.bz2")
-        .cycle(Sandbox::new);
+        .cycle_as_user_and_root();
 }

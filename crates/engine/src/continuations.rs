@@ -9,14 +9,15 @@
 //! Where the page cannot be had (address space limit, a security module that allows no such code), the caller is told so.
 
 use crate::EngineError;
+use crate::batch::{Answers, Argument, Batch};
 use crate::error::Context;
 use crate::freeze::FrozenProcess;
 use crate::maps::{self, Vma};
-use crate::memory::vdso;
-use crate::{signals, threads};
+use crate::threads;
+use crate::visits::{self, Errands};
 use stasis_sys::procfs;
 use stasis_tracee::arch::continuation::{self, Frame, IN_CALL, PAGE, ROOM, SLOT, SLOTS};
-use stasis_tracee::{Memory, Registers, Remote, TraceError};
+use stasis_tracee::{Memory, Registers};
 
 /// Code, data, and a page without access, so that no neighbour merges with the data.
 const PAGES: u64 = 3 * PAGE;
@@ -148,60 +149,82 @@ fn of_page(page: u64) -> impl Iterator<Item = Slot> {
     (0..SLOTS).map(move |n| Slot(page + n * SLOT))
 }
 
-/// Maps one more page of slots.
+/// Maps one more page of slots, in two visits of the first thread: a supervisor that is killed meanwhile leaves memory that nobody
+/// uses, and a thread that goes on.
 fn map(process: &mut FrozenProcess, vmas: &[Vma], code: &[u8]) -> Result<u64, EngineError> {
-    let instruction = vdso::syscall_instruction(vmas, &process.memory)?;
     let thread = process.threads.first_mut().ok_or(EngineError::Gone)?;
     let path = format!("/proc/{}/status", thread.tid);
     let status = procfs::read_to_string(&path).context(|| format!("reading {path}"))?;
-    let mut stopped = thread.stopped.take().ok_or(EngineError::Gone)?;
-    let aborted = threads::abort_restartable_sequence(&mut stopped, &process.memory);
-    if let Err(error) = aborted {
-        thread.stopped = Some(stopped);
-        return Err(error);
+    let stopped = thread.stopped.as_mut().ok_or(EngineError::Gone)?;
+    threads::abort_restartable_sequence(stopped, &process.memory)?;
+
+    let mut batch = Batch::default();
+    let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+    let arguments = [0, PAGES, libc::PROT_NONE as u64, flags, u64::MAX, 0];
+    let mapped = batch.call("mmap", libc::SYS_mmap, &arguments.map(Argument::Value));
+    let page = visit(process, vmas, &status, batch)?.result(mapped)?;
+    let opened = open(process, vmas, &status, code, page);
+    if opened.is_err() {
+        let mut batch = Batch::default();
+        let arguments = [page, PAGES].map(Argument::Value);
+        batch.call("munmap", libc::SYS_munmap, &arguments);
+        let _ = visit(process, vmas, &status, batch);
     }
-    let mut remote = Remote::begin(stopped, instruction, signals::ignores_trap(&status))?;
-    let mapped = map_remotely(&mut remote, &process.memory, code);
-    thread.stopped = Some(remote.finish()?);
-    mapped
+    opened.map(|()| page)
 }
 
-fn map_remotely(remote: &mut Remote, memory: &Memory, code: &[u8]) -> Result<u64, EngineError> {
-    let writable = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-    let executable = (libc::PROT_READ | libc::PROT_EXEC) as u64;
-    let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
-    let page = remote.call(
-        "mmap",
-        libc::SYS_mmap,
-        &[0, PAGES, writable, flags, u64::MAX, 0],
-    )?;
-    let written = memory
-        .write(code, page)
-        .context(|| "writing the code of continued calls".into());
-    let mut protect = || -> Result<(), TraceError> {
-        remote.call("mprotect", libc::SYS_mprotect, &[page, PAGE, executable])?;
-        remote.call(
-            "mprotect",
-            libc::SYS_mprotect,
-            &[page + 2 * PAGE, PAGE, libc::PROT_NONE as u64],
-        )?;
-        Ok(())
-    };
-    if let Err(error) = written.and_then(|()| Ok(protect()?)) {
-        let _ = remote.call("munmap", libc::SYS_munmap, &[page, PAGES]);
-        return Err(error);
-    }
-    // The room of the last slot holds the name for the moment. Kernels without names go without.
+/// Fills the pages at `page`, and lets the process execute the first and write the second.
+fn open(
+    process: &mut FrozenProcess,
+    vmas: &[Vma],
+    status: &str,
+    code: &[u8],
+    page: u64,
+) -> Result<(), EngineError> {
+    let writing = || "writing the code of continued calls".to_owned();
+    process.memory.write(code, page).context(writing)?;
+    // The room of the last slot holds the name for the moment.
     let name = page + 2 * PAGE - (SLOT - ROOM);
-    if memory.write(b"stasis\0", name).is_ok() {
-        let arguments = [
-            libc::PR_SET_VMA as u64,
-            libc::PR_SET_VMA_ANON_NAME as u64,
-            page,
-            PAGES,
-            name,
-        ];
-        let _ = remote.call("prctl(PR_SET_VMA)", libc::SYS_prctl, &arguments);
+    process.memory.write(b"stasis\0", name).context(writing)?;
+    let mut batch = Batch::default();
+    let mut protect = |address: u64, protection: i32| {
+        let arguments = [address, PAGE, protection as u64].map(Argument::Value);
+        batch.call("mprotect", libc::SYS_mprotect, &arguments)
+    };
+    let protected = [
+        protect(page, libc::PROT_READ | libc::PROT_EXEC),
+        protect(page + PAGE, libc::PROT_READ | libc::PROT_WRITE),
+    ];
+    // Kernels without names go without.
+    let arguments = [
+        libc::PR_SET_VMA as u64,
+        libc::PR_SET_VMA_ANON_NAME as u64,
+        page,
+        PAGES,
+        name,
+    ];
+    let arguments = arguments.map(Argument::Value);
+    batch.call("prctl(PR_SET_VMA)", libc::SYS_prctl, &arguments);
+    let answers = visit(process, vmas, status, batch)?;
+    for asked in protected {
+        answers.result(asked)?;
     }
-    Ok(page)
+    Ok(())
+}
+
+/// Has the first thread make the calls of `batch`.
+fn visit(
+    process: &mut FrozenProcess,
+    vmas: &[Vma],
+    status: &str,
+    batch: Batch,
+) -> Result<Answers, EngineError> {
+    let errand = Errands {
+        process,
+        vmas,
+        status,
+        batches: &[batch],
+    };
+    let answers = visits::make(vec![errand])?.into_iter().flatten().next();
+    answers.ok_or(EngineError::Gone)
 }

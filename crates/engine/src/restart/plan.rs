@@ -38,7 +38,7 @@ impl Plan {
 }
 
 /// Verifies `image` and decides what a restart does. Nothing is touched. The image is verified completely, unless
-/// [`Options::verify_while_filling`] allows to leave the memory of processes to [`execute`].
+/// [`Options::verify_while_filling`] allows to leave the memory of processes to [`execute`](super::execute).
 ///
 /// # Errors
 /// [`EngineError::Refused`] with all obstacles at once; [`EngineError::Image`] for a damaged image.

@@ -15,7 +15,7 @@
 //! has closed its end, or on a socket with a name; urgent data; filters. `SO_PEERCRED` gives the restarting process afterwards.
 //!
 //! Facts: a socket has one open file description, as it cannot be opened through `/proc`. Who is connected to whom only
-//! netlink tells ([`diag`]): it is how a socket whose peer was closed (peer 0) is told from one that was never connected. What
+//! netlink tells (`diag`): it is how a socket whose peer was closed (peer 0) is told from one that was never connected. What
 //! belongs to a closed peer is left in the queue; closing with something unread resets the other side (`ECONNRESET`), which poll
 //! shows and `SO_ERROR` would consume (`unix_release_sock`, `net/unix/af_unix.c`).
 
