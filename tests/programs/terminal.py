@@ -15,6 +15,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import struct
 import sys
 import termios
@@ -26,6 +27,9 @@ sized, size = os.pipe()
 pid, terminal = pty.fork()
 if pid == 0:
     os.read(sized, 1)
+    # As in a terminal that a person opens, also where the tests were started in the background, which ignores them.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     os.execvp(sys.argv[1], sys.argv[1:])
 fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 os.write(size, b"x")

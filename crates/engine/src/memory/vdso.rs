@@ -86,7 +86,9 @@ pub fn padding(vmas: &[Vma], memory: &Memory) -> Result<Option<Range<u64>>, Engi
         .map_or(0, |n| n + 1) as u64;
     let start = (vma.range.start + used + DISTANCE).next_multiple_of(DISTANCE);
     let room = start + ENOUGH <= vma.range.end && !crate::faults::asked("full-vdso");
-    Ok(room.then_some(start..vma.range.end))
+    // A kernel may be told to let no tracer write where the program cannot (`proc_mem.force_override`, Linux 6.12).
+    let writable = || memory.write(&[0], start).is_ok();
+    Ok((room && writable()).then_some(start..vma.range.end))
 }
 
 /// Makes the saved vdso, which is another kernel's, lead to this kernel's: its code comes back at its address as ordinary

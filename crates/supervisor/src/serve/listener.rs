@@ -284,6 +284,7 @@ impl Conversation<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::MetadataExt;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     #[test]
@@ -293,10 +294,18 @@ mod tests {
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
             let looking = scope.spawn(|| {
+                let named = || {
+                    let metadata = fs::metadata(&path).ok()?;
+                    Some((metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
+                };
                 while !done.load(Ordering::Relaxed) {
+                    let before = named();
                     match UnixStream::connect(&path) {
+                        // A name that went away meanwhile may have been the one of a socket that was still there.
                         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                            return false;
+                            if before.is_some() && named() == before {
+                                return false;
+                            }
                         }
                         _ => {}
                     }
