@@ -302,10 +302,12 @@ mod tests {
                     let before = named();
                     match UnixStream::connect(&path) {
                         // A name that went away meanwhile may have been the one of a socket that was still there.
-                        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                            if before.is_some() && named() == before {
-                                return false;
-                            }
+                        Err(error)
+                            if error.kind() == io::ErrorKind::ConnectionRefused
+                                && before.is_some()
+                                && named() == before =>
+                        {
+                            return false;
                         }
                         _ => {}
                     }
