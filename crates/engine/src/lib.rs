@@ -11,6 +11,7 @@ mod batch;
 pub mod calls;
 pub mod capture;
 pub mod checkpoint;
+pub mod clocks;
 pub mod contents;
 pub mod continuations;
 pub mod credentials;

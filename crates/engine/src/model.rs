@@ -52,6 +52,8 @@ pub struct Clocks {
     pub monotonic: Duration,
     /// `CLOCK_BOOTTIME`.
     pub boottime: Duration,
+    /// The supervisor's own `CLOCK_MONOTONIC` at the same moment, on which it notes when it has read something.
+    pub supervisors: Duration,
 }
 
 /// One living process.

@@ -22,6 +22,8 @@ use std::os::fd::{OwnedFd, RawFd};
 
 pub use execute::execute;
 pub use plan::{Plan, plan};
+use world::clocks_go_on;
+
 pub use strategy::{Abilities, Namespaces, Obstacle, Strategy};
 
 /// What to do with a file whose contents do not match the saved memory and cannot be made to.

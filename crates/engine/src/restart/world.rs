@@ -1,11 +1,13 @@
 //! The world that a restarted job lives in: namespaces of its own, with the host's files and network, where the strategy is that.
 
+use super::Strategy;
 use crate::EngineError;
 use crate::error::Context;
 use crate::model::Clocks;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use stasis_sys::namespace;
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 /// Enters new user and mount namespaces, with the own ids mapped onto themselves, and makes the pid and time namespaces that the
@@ -38,6 +40,12 @@ pub fn enter(clocks: &Clocks, notes: &mut Vec<String>) -> Result<(), EngineError
         MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
     )
     .context(|| "making mounts private".into())
+}
+
+/// Whether a restarted program's clocks go on from the checkpoint.
+#[must_use]
+pub fn clocks_go_on(strategy: Strategy) -> bool {
+    strategy == Strategy::Namespaces && Path::new("/proc/self/ns/time").exists()
 }
 
 fn offsets(clocks: &Clocks) -> String {
