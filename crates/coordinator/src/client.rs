@@ -11,6 +11,8 @@ use std::time::Duration;
 
 /// For how long a coordinator may take over its greeting and its answers to what needs no work.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// For how long a coordinator may take over its own end.
+const END_LIMIT: Duration = Duration::from_secs(10);
 
 /// Connects; both sides prove that they know the user's secret.
 pub(crate) fn connect(address: &Address) -> Result<Lines, Error> {
@@ -119,12 +121,28 @@ impl Client {
         let stream = self.lines.get();
         stream
             .set_read_timeout(limit)
-            .and_then(|()| wire::write(stream, &Opening::Ask(ask)))
+            .and_then(|()| wire::write(stream, &Opening::Ask(ask.clone())))
             .map_err(lost)?;
+        let ends = ask == Ask::Quit;
         match self.lines.next() {
-            Ok(Some(reply)) => Ok(reply),
+            Ok(Some(reply)) => {
+                if ends {
+                    self.await_end();
+                }
+                Ok(reply)
+            }
+            // That is what was asked for.
+            Ok(None) if ends => Ok(Reply::Done),
             Ok(None) => Err(lost(io::ErrorKind::UnexpectedEof.into())),
             Err(error) => Err(lost(error)),
         }
+    }
+
+    /// Waits until the coordinator is gone, so that its port is free.
+    fn await_end(&mut self) {
+        // The kernel closes the descriptors of a process that ends in their order: this connection after the socket that
+        // listens.
+        let _ = self.lines.get().set_read_timeout(Some(END_LIMIT));
+        while let Ok(Some(_)) = self.lines.next::<serde_json::Value>() {}
     }
 }

@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 
 /// For how long whoever connects may take to say what he wants.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// For how long the end waits for the last answers to be sent.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// What makes the coordinator act.
 enum Task {
@@ -47,6 +49,8 @@ pub trait Observer {
 pub struct Handle {
     tasks: Sender<Task>,
     asks: Arc<AtomicU64>,
+    /// Connections whose answer is not sent yet.
+    unanswered: Arc<AtomicU64>,
 }
 
 impl Handle {
@@ -84,6 +88,7 @@ impl Server {
         let handle = Handle {
             tasks: sender,
             asks: Arc::default(),
+            unanswered: Arc::default(),
         };
         let listening = handle.clone();
         thread::Builder::new()
@@ -130,8 +135,18 @@ impl Server {
                 Err(RecvTimeoutError::Timeout) => self.machine.tick(now),
             };
             if self.carry_out(actions, observer) {
+                self.let_last_answers_out();
                 return;
             }
+        }
+    }
+
+    fn let_last_answers_out(&mut self) {
+        // Those that are not answered yet never will be.
+        self.asks.clear();
+        let deadline = Instant::now() + LAST_WORDS;
+        while self.handle.unanswered.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
         }
     }
 
@@ -252,10 +267,13 @@ fn admit(lines: &mut Lines, secret: &Secret) -> io::Result<bool> {
 fn answer(mut lines: Lines, first: Ask, handle: &Handle) -> io::Result<()> {
     let mut next = Some(first);
     while let Some(ask) = next {
-        let Some(reply) = handle.ask(ask) else {
-            return Ok(());
+        handle.unanswered.fetch_add(1, Ordering::SeqCst);
+        let answered = match handle.ask(ask) {
+            Some(reply) => wire::write(lines.get(), &reply),
+            None => Err(io::ErrorKind::BrokenPipe.into()),
         };
-        wire::write(lines.get(), &reply)?;
+        handle.unanswered.fetch_sub(1, Ordering::SeqCst);
+        answered?;
         next = match lines.next()? {
             Some(Opening::Ask(ask)) => Some(ask),
             _ => None,

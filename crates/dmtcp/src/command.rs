@@ -11,7 +11,6 @@ use crate::{options, output};
 use clap::{Arg, ArgAction, Command};
 use show::Shown;
 pub(crate) use show::{rows, text};
-use stasis_coordinator::Error;
 use stasis_coordinator::client::Client;
 use stasis_coordinator::protocol::{Ask, Reply};
 use stasis_supervisor::{client, inside};
@@ -248,8 +247,6 @@ fn carry_out(verb: &Verb, wanted: &Wanted, client: &mut Option<Client>, shown: S
     };
     match asked {
         Ok(reply) => told(name, &ask, reply, wanted, shown),
-        // A coordinator that ends closes its connections.
-        Err(Error::Lost { .. }) if ask == Ask::Quit => shown.plain(name, address),
         Err(error) => {
             let hint = if wanted.explicit {
                 "Coordinator not found. Please check port and host."
