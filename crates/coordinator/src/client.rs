@@ -29,7 +29,11 @@ pub(crate) fn connect(address: &Address) -> Result<Lines, Error> {
     let mut lines = Lines::new(stream);
     let greeting: Greeting = match lines.next() {
         Ok(Some(greeting)) => greeting,
-        Ok(None) => return Err(stranger("it closed the connection".into())),
+        // It was just ending.
+        Ok(None) => return Err(Error::NotFound(address.to_string())),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+            return Err(Error::NotFound(address.to_string()));
+        }
         Err(error) => return Err(stranger(format!("it does not greet like one: {error}"))),
     };
     if greeting.stasis_coordinator > VERSION {
@@ -61,8 +65,11 @@ pub(crate) fn connect(address: &Address) -> Result<Lines, Error> {
             Err(stranger("it does not know this user's secret".into()))
         }
         Ok(Some(Admission::Refused(reason))) => Err(stranger(reason)),
-        Ok(None) => Err(stranger("it closed the connection".into())),
-        Err(error) => Err(stranger(error.to_string())),
+        Ok(None) => Err(Error::NotFound(address.to_string())),
+        Err(error) => Err(Error::Lost {
+            address: address.to_string(),
+            source: error,
+        }),
     }
 }
 
@@ -79,7 +86,11 @@ fn reach(address: &Address) -> Result<TcpStream, Error> {
     for place in places {
         match TcpStream::connect_timeout(&place, PATIENCE) {
             Ok(stream) => return Ok(stream),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset
+                ) => {}
             Err(error) => last = Some(error),
         }
     }

@@ -76,6 +76,7 @@ pub struct Server {
     handle: Handle,
     members: HashMap<MemberId, Sender<Letter>>,
     asks: HashMap<AskId, Sender<Reply>>,
+    listener: TcpListener,
 }
 
 impl Server {
@@ -91,6 +92,9 @@ impl Server {
             unanswered: Arc::default(),
         };
         let listening = handle.clone();
+        let own = listener
+            .try_clone()
+            .context(|| "sharing the socket".into())?;
         thread::Builder::new()
             .name("listener".into())
             .spawn(move || listen(&listener, &secret, &listening))
@@ -101,6 +105,7 @@ impl Server {
             handle,
             members: HashMap::new(),
             asks: HashMap::new(),
+            listener: own,
         })
     }
 
@@ -131,14 +136,17 @@ impl Server {
                     self.asks.insert(id, reply);
                     self.machine.handle(Event::Asked(id, ask), now)
                 }
-                Ok(Task::End) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(Task::End) | Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => self.machine.tick(now),
             };
             if self.carry_out(actions, observer) {
-                self.let_last_answers_out();
-                return;
+                break;
             }
         }
+        // The port is free before anybody can see that the coordinator has ended: with its descriptors, the kernel closes
+        // the connections first.
+        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
+        self.let_last_answers_out();
     }
 
     fn let_last_answers_out(&mut self) {
@@ -189,6 +197,8 @@ fn listen(listener: &TcpListener, secret: &Secret, handle: &Handle) {
     loop {
         let stream = match listener.accept() {
             Ok((stream, _)) => stream,
+            // It was shut down.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return,
             Err(error) => {
                 // Out of descriptors, most likely: others may be closed in a moment.
                 tracing::warn!(%error, "accepting a connection");

@@ -130,7 +130,14 @@ impl Gate {
             again: false,
         };
         match said {
-            Ok(()) => self.wait_for(|state| state.failed.clone()).unwrap_or(own),
+            Ok(()) => self
+                .wait_for(|state| {
+                    // What was decided is not taken back: nothing more will be said of it.
+                    let decided = state.open == Some(protocol::Point::Complete);
+                    let failed = state.failed.clone();
+                    failed.or_else(|| decided.then(|| own.clone()))
+                })
+                .unwrap_or(own),
             Err(_) => own,
         }
     }
