@@ -190,13 +190,19 @@ pub(super) struct Ear {
 }
 
 impl Ear {
-    /// Listens until the job is over.
-    pub(super) fn listen(self, mut link: Link) {
-        let started = FromMember::Started {
+    /// Tells that the program runs. A program that ends at once must not look like one that could not be started, so that
+    /// this comes before anything else.
+    pub(super) fn introduce(&self, voice: &Voice) {
+        // A coordinator that is gone is noticed by whoever listens.
+        let _ = voice.say(&FromMember::Started {
             name: self.shared.settings.name.to_string(),
             running: self.running,
-        };
-        let mut known = link.voice().say(&started).is_ok();
+        });
+    }
+
+    /// Listens until the job is over.
+    pub(super) fn listen(self, mut link: Link) {
+        let mut known = true;
         loop {
             if known {
                 self.follow(&mut link);
