@@ -6,7 +6,8 @@
 #![forbid(unsafe_code)]
 
 pub mod attributes;
-pub mod batch;
+pub mod barrier;
+mod batch;
 pub mod calls;
 pub mod capture;
 pub mod checkpoint;
