@@ -45,6 +45,12 @@ pub enum Verb {
     NoCheckpoint,
 }
 
+/// Commands that are others by another name.
+pub const ALIASES: [(&str, &str); 2] = [
+    ("dmtcp_checkpoint", "dmtcp_launch"),
+    ("dmtcp_relaunch", "dmtcp_restart"),
+];
+
 /// Every command with its parser.
 #[must_use]
 pub fn parsers() -> Vec<clap::Command> {

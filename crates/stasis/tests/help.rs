@@ -45,6 +45,18 @@ fn every_command_has_a_manual_page() {
         let page = fs::read_to_string(place.dir().join(format!("stasis-{verb}.1"))).unwrap();
         assert!(page.contains(".SH NAME"), "{verb}");
     }
+    for name in [
+        "launch",
+        "checkpoint",
+        "restart",
+        "relaunch",
+        "command",
+        "coordinator",
+        "nocheckpoint",
+    ] {
+        let page = place.dir().join(format!("dmtcp_{name}.1"));
+        assert!(page.exists(), "{name}");
+    }
     let whole = Ended::from(place.output(&["man"]));
     assert!(whole.out.contains(".TH stasis 1"), "{whole:?}");
 }

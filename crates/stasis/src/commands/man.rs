@@ -21,6 +21,10 @@ pub fn run(arguments: &Arguments) -> Result {
             for parser in stasis_dmtcp::parsers() {
                 clap_mangen::generate_to(parser, directory)?;
             }
+            for (name, other) in stasis_dmtcp::ALIASES {
+                let page = format!(".so man1/{other}.1\n");
+                std::fs::write(directory.join(format!("{name}.1")), page)?;
+            }
         }
         None => {
             let mut page = Vec::new();
