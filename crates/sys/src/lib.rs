@@ -17,6 +17,7 @@ pub mod process;
 pub mod procfs;
 pub mod signal;
 pub mod socket;
+pub mod socket_option;
 pub mod startup;
 pub mod sysv;
 pub mod task;

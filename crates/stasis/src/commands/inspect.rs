@@ -220,6 +220,9 @@ fn kind(kind: &Kind) -> &'static str {
         Kind::Terminal(_) => "terminal",
         Kind::Inherited(_) => "inherited",
         Kind::UnixSocket(_) => "Unix socket",
+        Kind::Tcp(_) => "TCP socket",
+        Kind::Udp(_) => "UDP socket",
+        Kind::Netlink(_) => "netlink socket",
     }
 }
 
