@@ -13,6 +13,7 @@ use rustix::net::sockopt::{self, Timeout};
 use serde::{Deserialize, Serialize};
 use stasis_sys::socket_option;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
@@ -178,17 +179,18 @@ fn bytes_of(fd: BorrowedFd, kind: SocketType) -> Vec<(Key, Vec<u8>)> {
 impl Scope {
     fn fresh(&mut self, family: Family, kind: SocketType) -> Result<&Fresh, EngineError> {
         let key = (family, kind.as_raw());
-        if !self.fresh.contains_key(&key) {
-            let socket = family.socket(kind)?;
-            let fresh = Fresh {
-                numbers: numbers_of(socket.as_fd(), family, kind)
-                    .into_iter()
-                    .collect(),
-                bytes: bytes_of(socket.as_fd(), kind).into_iter().collect(),
-            };
-            self.fresh.insert(key, fresh);
-        }
-        Ok(self.fresh.entry(key).or_default())
+        Ok(match self.fresh.entry(key) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => {
+                let socket = family.socket(kind)?;
+                unknown.insert(Fresh {
+                    numbers: numbers_of(socket.as_fd(), family, kind)
+                        .into_iter()
+                        .collect(),
+                    bytes: bytes_of(socket.as_fd(), kind).into_iter().collect(),
+                })
+            }
+        })
     }
 
     /// Reads the options of a socket.

@@ -109,12 +109,12 @@ impl Ends<'_> {
         Ok(())
     }
 
-    /// Makes room for all that is on its way, and lets it be sent.
-    pub fn pull(&self, bytes: u64) -> io::Result<()> {
+    /// Makes room for all that is on its way, and lets it be sent. `tries` counts how often that was done.
+    pub fn pull(&self, bytes: u64, tries: u32) -> io::Result<()> {
         if bytes > 0 {
             let held = rustix::io::ioctl_fionread(self.receiver)?;
             let all = usize::try_from(held.saturating_add(bytes)).unwrap_or(usize::MAX);
-            widen(self.receiver, all.saturating_mul(2))?;
+            widen(self.receiver, all, tries)?;
         }
         self.nudge()
     }
@@ -135,15 +135,21 @@ pub(super) fn unpush(sender: BorrowedFd, before: i32) -> io::Result<()> {
     }
 }
 
-/// Gives a receiver room for so many bytes, as far as the limit allows. The low-water mark is another one for two calls only:
-/// a supervisor that dies must not leave it behind.
-pub(super) fn widen(receiver: BorrowedFd, bytes: usize) -> io::Result<()> {
+/// Gives a receiver room for so many bytes, as far as the limit allows; more with each try, as it depends on how they are sent
+/// how much they take. The low-water mark is another one for two calls only: a supervisor that dies must not leave it behind.
+///
+/// A buffer whose size the program has set will be as small again: its sender should not be promised much more room than
+/// is used, as it would send in vain then, and wait before it tries again.
+pub(super) fn widen(receiver: BorrowedFd, bytes: usize, tries: u32) -> io::Result<()> {
     let set = socket::option(receiver, SO_BUF_LOCK).unwrap_or(0);
-    if set & RECEIVE_SET != 0 {
+    let fixed = set & RECEIVE_SET != 0;
+    if fixed {
         socket::set_option(receiver, SO_BUF_LOCK, set & !RECEIVE_SET)?;
     }
+    let quarters = (tries as usize).saturating_add(if fixed { 4 } else { 8 });
+    let wanted = bytes.saturating_mul(quarters) / 4;
     let mark = socket::option(receiver, SO_RCVLOWAT)?;
-    let wanted = i32::try_from(bytes).unwrap_or(i32::MAX).max(mark);
+    let wanted = i32::try_from(wanted).unwrap_or(i32::MAX).max(mark);
     let widened = socket::set_option(receiver, SO_RCVLOWAT, wanted);
     socket::set_option(receiver, SO_RCVLOWAT, mark)?;
     widened
@@ -208,12 +214,12 @@ mod tests {
             };
             let infos = || [&sender, &receiver].map(|end| Info::of(end.as_fd()).expect("readable"));
             assert!(!is_settled(&infos()[0], &infos()[1]));
-            for _ in 0..10_000 {
+            for tries in 0..10_000 {
                 let [one, other] = infos();
                 if is_settled(&one, &other) {
                     break;
                 }
-                ends.pull(one.unacknowledged).expect("pulled");
+                ends.pull(one.unacknowledged, tries).expect("pulled");
             }
             assert!(is_settled(&infos()[0], &infos()[1]));
             before.put_back(receiver.as_fd()).expect("settable");

@@ -101,7 +101,8 @@ pub(super) fn fill(
         receiver: to,
     };
     let nodelay = pull::push(from).context(what)?;
-    pull::widen(to, loaded.len().saturating_mul(2)).context(what)?;
+    let mut tries = 0;
+    pull::widen(to, loaded.len(), tries).context(what)?;
     let mut rest = &loaded[..];
     let mut moved = Instant::now();
     while !rest.is_empty() {
@@ -110,7 +111,11 @@ pub(super) fn fill(
                 rest = rest.get(sent..).unwrap_or_default();
                 moved = Instant::now();
             }
-            Err(Errno::AGAIN) if moved.elapsed() < PATIENCE => ends.nudge().context(what)?,
+            Err(Errno::AGAIN) if moved.elapsed() < PATIENCE => {
+                tries += 1;
+                pull::widen(to, loaded.len(), tries).context(what)?;
+                ends.nudge().context(what)?;
+            }
             Err(Errno::AGAIN) => {
                 return Err(EngineError::Failed(format!(
                     "{}: this kernel keeps less for a connection than the one of the checkpoint (/proc/sys/net/ipv4/tcp_rmem, tcp_wmem)",
@@ -123,6 +128,8 @@ pub(super) fn fill(
     let held = || rustix::io::ioctl_fionread(to).context(what);
     let began = Instant::now();
     while (held()? as usize) < loaded.len() && began.elapsed() < PATIENCE {
+        tries += 1;
+        pull::widen(to, loaded.len(), tries).context(what)?;
         ends.nudge().context(what)?;
     }
     pull::unpush(from.as_fd(), nodelay).context(what)

@@ -138,10 +138,8 @@ impl Connections {
         let mut flows = Vec::new();
         for (inode, sight) in &self.sights {
             match self.other(sight) {
-                Some((other, there)) if inode < &other => {
-                    if !is_settled(&sight.info, &there.info) {
-                        flows.push((*inode, Some(other)));
-                    }
+                Some((other, there)) if inode < &other && !is_settled(&sight.info, &there.info) => {
+                    flows.push((*inode, Some(other)));
                 }
                 Some(_) => {}
                 None if self.is_abandoned(sight) && !sight.info.state.has_heard_the_end() => {
@@ -248,6 +246,7 @@ struct Moving {
     ends: (OwnedFd, Option<OwnedFd>),
     rooms: (Room, Option<Room>),
     settled: bool,
+    tries: u32,
     left: u64,
 }
 
@@ -258,6 +257,7 @@ impl Moving {
             rooms: (room(&one)?, other.as_ref().map(room).transpose()?),
             ends: (one, other),
             settled: false,
+            tries: 0,
             left: 0,
         })
     }
@@ -277,7 +277,7 @@ impl Moving {
                         (other, one, there.unacknowledged),
                     ] {
                         if bytes > 0 {
-                            Ends { sender, receiver }.pull(bytes)?;
+                            Ends { sender, receiver }.pull(bytes, self.tries)?;
                         }
                     }
                 }
@@ -291,11 +291,12 @@ impl Moving {
                         sender: one,
                         receiver: one,
                     };
-                    ends.pull(held.max(1 << 20))?;
+                    ends.pull(held.max(1 << 20), self.tries)?;
                 }
                 held
             }
         };
+        self.tries += 1;
         Ok(self.settled || std::mem::replace(&mut self.left, left) != left)
     }
 

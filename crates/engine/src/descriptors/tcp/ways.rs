@@ -106,11 +106,19 @@ pub(super) fn clear(states: &[&State]) {
     if needed.is_empty() {
         return;
     }
-    // What cannot be looked at now is met again when an address is taken.
-    for entry in diag::tcp(true).unwrap_or_default() {
-        if needed.contains(&entry.local) || needed.contains(&entry.remote) {
-            end(&entry);
+    // One may be in the way of ending another. What cannot be looked at now is met again when an address is taken.
+    let mut before = usize::MAX;
+    loop {
+        let mut left = diag::tcp(true).unwrap_or_default();
+        left.retain(|entry| {
+            entry.state == TcpState::TIME_WAIT
+                && (needed.contains(&entry.local) || needed.contains(&entry.remote))
+        });
+        if left.is_empty() || left.len() >= before {
+            return;
         }
+        before = left.len();
+        left.iter().for_each(end);
     }
 }
 
