@@ -6,8 +6,8 @@
 //! new; a reset that the program has not seen; options, status flags, owner of signals.
 //!
 //! A connection out of the job is reset at a restart, and the checkpoint says so: what was received can be read, then there is
-//! `ECONNRESET`. What the user asks for instead is in [`external`](super::external). Who waits to be accepted and is not of the job
-//! is forgotten.
+//! `ECONNRESET`; unless the user asks for something else ([`External`](super::External)). Who waits to be accepted and is not
+//! of the job is forgotten.
 //!
 //! Not saved, and refused by name: urgent data; a connection that was written to before it was accepted (nobody but its
 //! program can look at that: tried again for a while, as it passes); a socket connected to itself; filters; encryption by the
@@ -15,7 +15,7 @@
 //!
 //! How it is done without any privilege: what is in the queue of a receiver can be looked at (`MSG_PEEK`). What is not there
 //! yet is in the queue of its sender, where nobody can look. But both ends are at hand while the program stands still: the
-//! receiver is given more room, and the kernel itself delivers the rest ([`pull`]). Nothing is read, nothing is written, and no
+//! receiver is given more room, and the kernel itself delivers the rest (`pull.rs`). Nothing is read, nothing is written, and no
 //! byte can be lost if the supervisor dies. At a restart new connections are made over the loopback interface between the same
 //! addresses and ports, and filled by their other ends.
 //!
