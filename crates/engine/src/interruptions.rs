@@ -25,11 +25,12 @@ use stasis_tracee::{Memory, Stopped};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// A thread continues a call with a time limit.
+/// A thread continues a call with the time that it has left.
 #[derive(Clone, Copy, Debug)]
 pub struct Continued {
-    slot: Slot,
     limit: Limit,
+    /// Where what the limit points to is: in a slot, or where the kernel has written back what is left.
+    pub room: u64,
 }
 
 /// Numbers that are the same on every processor (`asm-generic/unistd.h` from Linux 5.1 on) or missing from libc.
@@ -135,6 +136,11 @@ fn hide_one(
         return Ok(None);
     }
     thread.sleeping = timed_calls::resolve(pid, tid, &registers, memory, look, known);
+    thread.continued = thread.sleeping.and_then(|sleeping| {
+        let limit = timed_calls::limit_in_place(&registers)?;
+        let room = sleeping.arguments[limit.argument()];
+        Some(Continued { limit, room })
+    });
     if restart(stopped)? {
         let plan = thread.sleeping.and_then(|sleeping| {
             let limit = Limit::of(sleeping.number, &sleeping.arguments)?;
@@ -189,7 +195,8 @@ fn continue_calls(
             slots.leave(before, &process.memory)?;
         }
         if let Plan::Time(limit, _) = plan {
-            thread.continued = Some(Continued { slot, limit });
+            let room = slot.room();
+            thread.continued = Some(Continued { limit, room });
         }
     }
     Ok(())
@@ -213,9 +220,11 @@ pub fn refresh(thread: &mut FrozenThread, memory: &Memory) -> Result<(), EngineE
     let Some(stopped) = thread.stopped.as_mut() else {
         return Ok(());
     };
-    let Continued { slot, limit } = continued;
-    let (argument, room) = limit.encode(sleeping.left(Instant::now()), slot.room());
-    write(memory, &room, slot)?;
+    let Continued { limit, room } = continued;
+    let (argument, bytes) = limit.encode(sleeping.left(Instant::now()), room);
+    if !memory.write_where_permitted(&bytes, room) {
+        return Ok(());
+    }
     let mut registers = stopped.registers()?;
     let mut arguments = registers.arguments();
     if arguments[limit.argument()] != argument {

@@ -8,7 +8,7 @@ use super::fdinfo::FdInfo;
 use super::{
     CaptureContext, Captured, Description, DescriptionId, Descriptor, Kind, Outside, ProcessView,
     Table, devices, directories, epoll, eventfd, fifos, files, inet, inherited, locks, memfd,
-    netlink, owner, pidfd, pipes, signalfd, stdio, tcp, timerfd, ttys, udp, unix_sockets,
+    netlink, owner, pidfd, pipes, ptys, signalfd, stdio, tcp, timerfd, ttys, udp, unix_sockets,
     unsupported,
 };
 use crate::error::Context;
@@ -261,6 +261,7 @@ pub(super) struct Survey<'a> {
     pub connections: tcp::Connections,
     /// What options of network sockets are compared with.
     pub scope: RefCell<inet::Scope>,
+    pub ptys: ptys::Pairs,
     by_inode: HashMap<(u64, u64), Vec<usize>>,
 }
 
@@ -285,6 +286,7 @@ impl<'a> Survey<'a> {
             sockets,
             connections,
             scope: RefCell::default(),
+            ptys: ptys::Pairs::look(founds),
             by_inode,
         }
     }
@@ -303,14 +305,14 @@ impl<'a> Survey<'a> {
 /// Finds the module for a description and lets it capture.
 fn describe(whole: &Survey, index: usize) -> Result<Description, Obstacle> {
     let (ctx, found) = (whole.ctx, &whole.founds[index]);
-    let kind = classify(whole, found)?;
+    let kind = classify(whole, index)?;
     let owner = owner::capture(found, &kind, ctx)?;
     Ok(Description { kind, owner })
 }
 
-fn classify(whole: &Survey, found: &Found) -> Result<Kind, Obstacle> {
+fn classify(whole: &Survey, index: usize) -> Result<Kind, Obstacle> {
     const O_PATH: u32 = 0o10_000_000;
-    let ctx = whole.ctx;
+    let (ctx, found) = (whole.ctx, &whole.founds[index]);
     if found.info.flags & O_PATH != 0 {
         return Ok(Kind::File(files::capture(found, ctx)?));
     }
@@ -334,8 +336,14 @@ fn classify(whole: &Survey, found: &Found) -> Result<Kind, Obstacle> {
         }
         (None, FileType::Fifo) => Kind::Fifo(fifos::capture(whole, found)?),
         (None, FileType::Directory) => Kind::Directory(directories::capture(found, ctx)?),
+        (None, FileType::CharacterDevice) if ptys::is_master(found) => {
+            Kind::PtyMaster(ptys::capture_master(whole, index)?)
+        }
         (None, FileType::CharacterDevice) if ttys::is_terminal(found) => {
-            Kind::Terminal(ttys::capture(whole, found)?)
+            match ptys::capture_slave(whole, found)? {
+                Some(state) => Kind::PtySlave(state),
+                None => Kind::Terminal(ttys::capture(whole, found)?),
+            }
         }
         (None, FileType::CharacterDevice) => Kind::Device(devices::capture(found)?),
         (None, FileType::RegularFile) if memfd::is_memfd(found) => {

@@ -4,7 +4,7 @@ use super::pipes::Spares;
 use super::{
     Description, DescriptionId, Descriptor, Kind, Plan, ProcessView, RestoreContext, Table,
     devices, directories, epoll, eventfd, fifos, files, inherited, locks, memfd, netlink, owner,
-    pidfd, pipes, signalfd, stdio, tcp, timerfd, ttys, udp, unix_sockets,
+    pidfd, pipes, ptys, signalfd, stdio, tcp, timerfd, ttys, udp, unix_sockets,
 };
 use crate::error::Context;
 use crate::{EngineError, Refusal};
@@ -60,6 +60,7 @@ pub struct Opening<'a> {
     pub(super) sockets: unix_sockets::Making,
     pub(super) connections: tcp::Making,
     pub(super) datagrams: udp::Making,
+    pub(super) ptys: ptys::Making,
     opened: Opened,
 }
 
@@ -92,6 +93,8 @@ impl Opening<'_> {
             Kind::MemFd(state) => memfd::restore(state, self)?,
             Kind::PidFd(state) => return pidfd::restore(state),
             Kind::Terminal(state) => ttys::restore(state, self)?,
+            Kind::PtyMaster(state) => ptys::restore_master(state, self)?,
+            Kind::PtySlave(state) => ptys::restore_slave(state, self)?,
             Kind::Inherited(state) => inherited::restore(state, id, self)?,
             Kind::UnixSocket(state) => unix_sockets::restore(state, id, self)?,
             Kind::Tcp(state) => tcp::restore(state, id, self)?,
@@ -118,6 +121,8 @@ impl Opening<'_> {
 pub struct Opened {
     /// What the user should know.
     pub notes: Vec<String>,
+    /// What sessions are given for their terminals.
+    pub terminals: ptys::Terminals,
     first_free: RawFd,
     fds: Vec<Option<OwnedFd>>,
     /// What a standard stream is under the numbers 0, 1 and 2, where that differs.
@@ -209,6 +214,7 @@ pub fn open_all(descriptions: &[Description], ctx: &RestoreContext) -> Result<Op
         sockets: unix_sockets::Making::default(),
         connections: tcp::Making::default(),
         datagrams: udp::Making::default(),
+        ptys: ptys::Making::default(),
         opened: Opened {
             first_free: ctx.first_free,
             ..Opened::default()
@@ -217,6 +223,7 @@ pub fn open_all(descriptions: &[Description], ctx: &RestoreContext) -> Result<Op
     opening.connections = tcp::make_all(descriptions, &opening)?;
     opening.datagrams = udp::make_all(descriptions, &opening)?;
     opening.sockets = unix_sockets::make_all(descriptions, &opening)?;
+    opening.ptys = ptys::make_all(descriptions, &opening)?;
     let mut failures = Failures::default();
     for (index, description) in descriptions.iter().enumerate() {
         let id = DescriptionId(index as u32);
@@ -236,8 +243,10 @@ pub fn open_all(descriptions: &[Description], ctx: &RestoreContext) -> Result<Op
         sockets,
         connections,
         datagrams,
+        ptys,
         ..
     } = opening;
+    opened.terminals = ptys.finish(descriptions)?;
     notes.extend(connections.notes);
     notes.extend(datagrams.notes);
     notes.extend(inherited.note());

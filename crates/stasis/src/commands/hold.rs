@@ -5,7 +5,7 @@ use crate::cli::JobOptions;
 use crate::exit;
 use crate::output::{self, ProgressLine};
 use stasis_supervisor::front::{self, End, Screen};
-use stasis_supervisor::{Error, JobName, NameLock, Settings, Start, finished};
+use stasis_supervisor::{Error, JobName, NameLock, Naming, Settings, Start, finished};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -66,6 +66,10 @@ impl JobOptions {
             directory,
             command,
             interval: self.interval,
+            naming: Naming::Numbered,
+            sequence: 0,
+            membership: None,
+            environment: Vec::new(),
             keep: self.keep,
             compression: self.compress,
             threads: self.threads,
