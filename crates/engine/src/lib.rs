@@ -28,6 +28,7 @@ pub mod memory;
 pub mod model;
 pub mod progress;
 pub mod restart;
+pub mod shield;
 pub mod signals;
 pub mod sleep_clock;
 pub mod store;

@@ -31,5 +31,5 @@ pub use error::Error;
 pub use interval::{Interval, ParseIntervalError};
 pub use job_name::{BadName, JobName};
 pub use name_lock::NameLock;
-pub use settings::Settings;
+pub use settings::{Deadline, Settings, Shield};
 pub use start::{NOT_EXECUTABLE, NOT_FOUND, OWN_FAILURE, Start};

@@ -4,7 +4,7 @@ pub mod check;
 pub mod checkpoint;
 pub mod completions;
 pub mod demo;
-mod hold;
+pub mod hold;
 pub mod inspect;
 pub mod interval;
 pub mod kill;

@@ -128,6 +128,7 @@ pub fn run(arguments: Arguments) -> Result {
     let directory = job.directory(beside)?;
     let (lock, name) = hold::claim(&directory, &wanted, job.name.is_some())?;
     let settings = job.settings(name, directory, vec![first_name.clone()]);
+    let mut log = job.log(&settings.directory, &settings.name, String::new());
     let held = first_usable(
         Choice {
             skipped: Vec::new(),
@@ -135,6 +136,8 @@ pub fn run(arguments: Arguments) -> Result {
         },
         &settings,
         &how,
+        job.ending(),
+        &mut log,
     );
     let held = held.and_then(|held| {
         held.ok_or_else(|| Failure::own(format!("no checkpoint in {} can be used", path.display())))
@@ -172,6 +175,8 @@ pub fn first_usable(
     choice: Choice,
     settings: &Settings,
     how: &Restarting,
+    ending: hold::Ending,
+    log: &mut Option<hold::Log>,
 ) -> std::result::Result<Option<Held>, Failure> {
     tell_skipped(&choice);
     let several = choice.images.len() > 1;
@@ -194,7 +199,7 @@ pub fn first_usable(
             command,
             ..settings.clone()
         };
-        match hold::attend(Start::Restart { image, options }, &settings)? {
+        match hold::attend(Start::Restart { image, options }, &settings, ending, log)? {
             Held::Damaged(reason) => last = Some(reason),
             held => return Ok(Some(held)),
         }

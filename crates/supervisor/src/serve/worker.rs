@@ -1,18 +1,23 @@
 //! The main thread: takes checkpoints when they are due or asked for, one at a time.
 
+use super::deadline::Plan;
+use super::shield::{self, Pending};
 use super::state::Shared;
 use super::{Inbox, Task};
-use crate::line::{self, ToFront, fitting};
+use crate::line::{self, Brief, ToFront, Told, Why, fitting};
 use crate::protocol::Saved;
 use crate::{Interval, finished, retention};
 use crossbeam_channel::{RecvTimeoutError, Sender};
 use rustix::process::Signal;
 use stasis_engine::checkpoint::{self, JobInfo, Options, Report};
 use stasis_engine::progress::{Progress, Step};
+use stasis_engine::shield::Shield;
 use stasis_engine::{EngineError, Job};
 use stasis_sys::{Pid, signal};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// How often a checkpoint is tried that was disturbed by a process of the tree speaking to us.
@@ -29,10 +34,14 @@ pub(super) enum Waiter {
     Connection(Sender<Outcome>),
     /// A process of the tree, which is told by a signal.
     Process(Pid),
-    /// The front: a signal was the trigger.
-    Front,
+    /// The front: this signal was the trigger.
+    Front(i32),
+    /// Nobody: somebody who is shielded was sent this signal.
+    Shield(i32),
     /// Nobody: it was due.
     Clock,
+    /// Nobody: the deadline is near.
+    Deadline,
 }
 
 /// A checkpoint that somebody wants.
@@ -42,10 +51,19 @@ pub(super) struct Request {
 }
 
 impl Request {
-    pub(super) fn from_front(stop: bool) -> Request {
+    pub(super) fn from_front(stop: bool, signal: i32) -> Request {
         Request {
             stop,
-            waiter: Waiter::Front,
+            waiter: Waiter::Front(signal),
+        }
+    }
+
+    fn why(&self) -> Why {
+        match self.waiter {
+            Waiter::Connection(_) | Waiter::Process(_) => Why::Request,
+            Waiter::Front(signal) | Waiter::Shield(signal) => Why::Signal(signal),
+            Waiter::Clock => Why::Interval,
+            Waiter::Deadline => Why::Deadline,
         }
     }
 }
@@ -58,6 +76,11 @@ pub(super) struct Worker {
     interval: Option<Interval>,
     /// When the last attempt ended.
     last_end: Instant,
+    deadline: Plan,
+    /// Raised in this round; the flag is for the next news.
+    shield: Option<(Shield, Pending)>,
+    /// What was to be said of the shield was said.
+    told_of_shield: bool,
 }
 
 enum Next {
@@ -68,6 +91,11 @@ enum Next {
 impl Worker {
     pub(super) fn new(job: Job, shared: Arc<Shared>, front: Arc<OwnedFd>, inbox: Inbox) -> Worker {
         let interval = shared.settings.interval;
+        let deadline = shared.settings.deadline.as_ref();
+        let deadline = Plan::new(
+            deadline.and_then(|deadline| deadline.margin),
+            deadline.and_then(|deadline| deadline.least),
+        );
         Worker {
             job,
             shared,
@@ -75,26 +103,85 @@ impl Worker {
             inbox,
             interval,
             last_end: Instant::now(),
+            deadline,
+            shield: None,
+            told_of_shield: false,
         }
     }
 
-    /// Works until the job is over.
-    pub(super) fn work(&mut self) {
-        while let Next::Checkpoint(requests) = self.next() {
-            self.serve(requests);
+    /// Works until the job is over. `news` is where shielded processes are told of.
+    pub(super) fn work(&mut self, news: Option<Pending>) {
+        match news {
+            None => while self.round() {},
+            Some(news) => while self.shielded_round(&news) {},
         }
         for task in self.inbox.try_iter() {
-            if let Task::Checkpoint(request) = task {
+            if let Task::Checkpoint(request) = task
+                && matches!(request.waiter, Waiter::Connection(_) | Waiter::Process(_))
+            {
                 self.answer(request.waiter, &Err(EngineError::Gone.to_string()));
             }
         }
     }
 
+    /// Waits for a reason to take a checkpoint, and takes it; false when the job is over.
+    fn round(&mut self) -> bool {
+        match self.next() {
+            Next::Checkpoint(requests) => {
+                self.serve(requests);
+                true
+            }
+            Next::Finished => false,
+        }
+    }
+
+    /// The same behind a shield, on a thread of its own.
+    fn shielded_round(&mut self, news: &Pending) -> bool {
+        thread::scope(|scope| {
+            let round = scope.spawn(|| {
+                let raised = shield::raise(&self.shared.settings, self.job.keeper);
+                if let Some((shield, told)) = raised {
+                    self.shield = Some((shield, Arc::clone(news)));
+                    if let Some(text) = told.filter(|_| !self.told_of_shield) {
+                        self.tell_note(text);
+                    }
+                    self.told_of_shield = true;
+                }
+                let goes_on = self.round();
+                // Whoever has stopped meanwhile would get its signal when this thread ends.
+                if let Some((shield, _)) = self.shield.take() {
+                    shield.pump();
+                }
+                goes_on
+            });
+            round.join().unwrap_or(false)
+        })
+    }
+
+    /// Looks after shielded processes: a signal that was kept away is a request.
+    fn look(&self) -> Option<Request> {
+        let (shield, news) = self.shield.as_ref()?;
+        news.store(false, Ordering::Release);
+        shield::look(shield).map(|signal| Request {
+            stop: true,
+            waiter: Waiter::Shield(signal),
+        })
+    }
+
     fn next(&mut self) -> Next {
+        // Before the first news, as something may have stopped already.
+        if let Some(request) = self.look() {
+            return self.gather(vec![request]);
+        }
         loop {
-            let due = self
+            let by_interval = self
                 .interval
                 .map(|interval| self.last_end + interval.duration());
+            let by_deadline = self.deadline.due(|| self.shared.memory());
+            let due = match (by_interval, by_deadline) {
+                (Some(one), Some(other)) => Some(one.min(other)),
+                (one, other) => one.or(other),
+            };
             self.announce(due);
             let task = match due {
                 Some(due) => self.inbox.recv_deadline(due),
@@ -106,11 +193,22 @@ impl Worker {
             match task {
                 Ok(Task::Checkpoint(request)) => return self.gather(vec![request]),
                 Ok(Task::Interval(interval)) => self.interval = interval,
+                Ok(Task::Deadline(end)) => self.deadline.set(end),
+                Ok(Task::News) => {
+                    if let Some(request) = self.look() {
+                        return self.gather(vec![request]);
+                    }
+                }
                 Ok(Task::Finished) | Err(RecvTimeoutError::Disconnected) => return Next::Finished,
                 Err(RecvTimeoutError::Timeout) => {
+                    let last = by_deadline.is_some_and(|due| due <= Instant::now());
                     return self.gather(vec![Request {
-                        stop: false,
-                        waiter: Waiter::Clock,
+                        stop: last,
+                        waiter: if last {
+                            Waiter::Deadline
+                        } else {
+                            Waiter::Clock
+                        },
                     }]);
                 }
             }
@@ -123,6 +221,10 @@ impl Worker {
             match task {
                 Task::Checkpoint(request) => requests.push(request),
                 Task::Interval(interval) => self.interval = interval,
+                Task::Deadline(end) => self.deadline.set(end),
+                Task::News => {
+                    requests.extend(self.look());
+                }
                 Task::Finished => {
                     for request in requests {
                         self.answer(request.waiter, &Err(EngineError::Gone.to_string()));
@@ -145,19 +247,58 @@ impl Worker {
         self.shared.bytes.reset();
         self.shared.lock().checkpointing = true;
         let stop = requests.iter().any(|request| request.stop);
+        let why = why(&requests);
+        let began = Instant::now();
         let outcome = self.checkpoint(stop);
         self.last_end = Instant::now();
+        match &outcome {
+            Ok(_) => self.deadline.learn(began.elapsed()),
+            Err(_) => self.deadline.failed(),
+        }
         self.note(&outcome);
-        if let (true, Ok(saved)) = (stop, &outcome) {
-            self.tell(
-                &ToFront::SavedAndStopped {
-                    path: saved.path.clone(),
-                },
-                true,
-            );
+        if self.shared.settings.tell_checkpoints {
+            self.tell(&self.told(&outcome, why, stop), true);
+        }
+        match &outcome {
+            Ok(saved) if stop => {
+                let path = saved.path.clone();
+                self.tell(&ToFront::SavedAndStopped { path, why }, true);
+            }
+            Err(_) if stop => self.pass_on(&requests),
+            _ => {}
         }
         for request in requests {
             self.answer(request.waiter, &outcome);
+        }
+    }
+
+    fn told(&self, outcome: &Outcome, why: Why, stop: bool) -> ToFront {
+        let outcome = match outcome {
+            Ok(saved) => Ok(Brief {
+                path: saved.path.clone(),
+                sequence: saved.sequence,
+                pause_us: (saved.pause_ms * 1000.0) as u64,
+                total_us: (saved.total_ms * 1000.0) as u64,
+                image_bytes: saved.image_bytes,
+            }),
+            Err(reason) => Err(fitting(reason.clone())),
+        };
+        ToFront::Checkpoint(Told {
+            why,
+            outcome,
+            next_seconds: self.interval.map(|interval| interval.duration().as_secs()),
+            stop,
+        })
+    }
+
+    /// A warning that could not be used is the program's after all: it may have something of its own to do about it.
+    fn pass_on(&self, requests: &[Request]) {
+        for request in requests {
+            if let Waiter::Shield(signal) = request.waiter {
+                for pid in self.shared.processes() {
+                    let _ = signal::send(pid, signal);
+                }
+            }
         }
     }
 
@@ -208,6 +349,8 @@ impl Worker {
             file_content_limit: settings.file_limit,
             requesters: self.shared.requesters.clone(),
             stop,
+            withheld: shield::withheld(settings),
+            here: self.shield.is_some(),
             info: JobInfo {
                 name: settings.name.to_string(),
                 sequence,
@@ -249,11 +392,12 @@ impl Worker {
                 self.shared.requesters.remove(pid);
                 let _ = signal::send_value(pid, Signal::USR2.as_raw(), value);
             }
-            Waiter::Front => match outcome {
+            Waiter::Front(_) | Waiter::Shield(_) | Waiter::Deadline => match outcome {
                 Ok(saved) => saved
                     .notes
                     .iter()
                     .for_each(|note| self.tell_note(note.clone())),
+                Err(_) if self.shared.settings.tell_checkpoints => {}
                 Err(reason) => {
                     self.tell_note(format!("checkpoint failed, the program runs on: {reason}"))
                 }
@@ -263,6 +407,7 @@ impl Worker {
                     .notes
                     .iter()
                     .for_each(|note| self.tell_note(note.clone())),
+                Err(_) if self.shared.settings.tell_checkpoints => {}
                 Err(reason) => {
                     let again = self
                         .interval
@@ -285,6 +430,17 @@ impl Worker {
             tracing::debug!(%error, "the front does not listen");
         }
     }
+}
+
+/// What a checkpoint that serves several is taken for: what ends the program first.
+fn why(requests: &[Request]) -> Why {
+    let ending = requests
+        .iter()
+        .filter(|request| request.stop)
+        .map(Request::why)
+        .max_by_key(|why| !matches!(why, Why::Request));
+    let any = || requests.first().map(Request::why);
+    ending.or_else(any).unwrap_or(Why::Interval)
 }
 
 fn saved(report: Report, taken_at: jiff::Timestamp) -> Saved {
