@@ -32,6 +32,8 @@ pub enum Command {
     Verify(commands::verify::Arguments),
     Check(commands::check::Arguments),
     Demo(commands::demo::Arguments),
+    Rehearse(commands::rehearse::Arguments),
+    SlurmScript(commands::slurm_script::Arguments),
     Completions(commands::completions::Arguments),
     Man(commands::man::Arguments),
 }
