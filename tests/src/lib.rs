@@ -18,6 +18,7 @@
 mod build;
 mod cluster;
 mod cycle;
+mod job_script;
 mod processes;
 mod random;
 mod running;
@@ -28,6 +29,7 @@ pub use cluster::{Cluster, SlurmJob};
 pub use cycle::{
     Compare, Program, verify_after_restart, verify_after_restart_with, verify_or_refused,
 };
+pub use job_script::JobScript;
 pub use processes::{ProcessState, alive, children, descendants, process_state};
 pub use random::Random;
 pub use running::{Exit, Finished, Running};

@@ -5,13 +5,21 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each crate, and those of ours that it may depend on: what lies below it in the map.
-const MAP: [(&str, &[&str]); 7] = [
+const MAP: [(&str, &[&str]); 9] = [
     ("sys", &[]),
     ("image", &[]),
     ("scheduler", &[]),
     ("tracee", &["sys"]),
     ("engine", &["sys", "tracee", "image"]),
-    ("supervisor", &["sys", "tracee", "image", "engine"]),
+    ("coordinator", &[]),
+    (
+        "supervisor",
+        &["sys", "tracee", "image", "engine", "coordinator"],
+    ),
+    (
+        "dmtcp",
+        &["sys", "image", "engine", "coordinator", "supervisor"],
+    ),
     (
         "stasis",
         &[
@@ -20,6 +28,7 @@ const MAP: [(&str, &[&str]); 7] = [
             "image",
             "engine",
             "supervisor",
+            "dmtcp",
             "scheduler",
         ],
     ),

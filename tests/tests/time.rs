@@ -106,6 +106,26 @@ fn a_signal_of_a_timer_that_waits() {
     );
 }
 
+/// What the checkpoint and the restart take counts as waited for by calls and timers as it does for clocks.
+#[test]
+fn a_slow_machine() {
+    need!("cc");
+    let timeouts = timeouts();
+    let mut sandbox = Sandbox::new();
+    let slow = ("STASIS_TEST_FAULT".to_owned(), "pretend@slow".to_owned());
+    sandbox.env.push(slow);
+    for kind in ["calls", "timers"] {
+        let mut job = sandbox.run(&[timeouts.as_os_str(), kind.as_ref(), "6000".as_ref()]);
+        job.wait_line("ready");
+        let image = job.checkpoint();
+        job.kill_all();
+        // Twice two seconds are more than the slack.
+        let end = sandbox.restart(&image).finish();
+        expect_in_time(&end, LENGTH, Duration::from_millis(1800));
+    }
+    verify_after_restart(&sandbox, &[timeouts.as_os_str(), "intervals".as_ref()]);
+}
+
 #[test]
 fn many_timers() {
     need!("cc");

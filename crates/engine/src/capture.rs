@@ -1,14 +1,15 @@
 //! Capturing a frozen tree: what cannot be saved is found first, then everything but private memory is read.
 
 use crate::checkpoint::Options;
-use crate::descriptors::{self, CaptureContext, ProcessView};
+use crate::clocks;
+use crate::descriptors::{self, CaptureContext, ProcessView, ptys};
 use crate::error::Context;
 use crate::file_policy::Collector;
 use crate::freeze::{Frozen, FrozenProcess};
 use crate::inquiry::{Inquiry, Outside};
 use crate::maps;
 use crate::memory::{self, Collected};
-use crate::model::{Clocks, Tree, Zombie};
+use crate::model::{Tree, Zombie};
 use crate::store::Store;
 use crate::sysv::{self, Member};
 use crate::tree::{self, Stat, status_field};
@@ -17,7 +18,7 @@ use stasis_sys::task::{self, Shared};
 use stasis_sys::{Pid, procfs};
 use std::fs;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// A captured tree, without its private memory.
 pub struct Captured {
@@ -309,12 +310,23 @@ pub fn capture(
         }
     });
     let zombies = zombies.collect();
-    let on_terminal = (frozen.processes.iter()).find(|process| process.stat.field(7) != 0);
+    const SESSION: usize = 6;
+    const TERMINAL: usize = 7;
+    let outer_session = Stat::read(job.keeper).map(|stat| stat.field(SESSION));
+    let on_terminal = (frozen.processes.iter()).find(|process| {
+        process.stat.field(TERMINAL) != 0 && Some(process.stat.field(SESSION)) == outer_session
+    });
     let foreground = on_terminal.and_then(|process| {
         let group = Pid(process.stat.field(8) as i32);
         group_as_seen(group, frozen, &keeper_status)
     });
     let terminal = on_terminal.is_some();
+    let leaders = (frozen.processes.iter())
+        .filter(|process| process.stat.field(SESSION) == process.pid.0 as u64)
+        .map(|process| (&process.stat, process.virtual_pid));
+    let pseudo_terminals = ptys::controlling(&open.descriptions, leaders, |group| {
+        group_as_seen(group, frozen, &keeper_status)
+    });
     files.store(store)?;
     let tree = Tree {
         info: options.info.clone(),
@@ -333,13 +345,14 @@ pub fn capture(
             .collect(),
         descriptions: open.descriptions,
         vdso,
-        clocks: clocks(job.keeper),
+        clocks: clocks::of(job.keeper),
         // Asked now, as the tree stands still: whoever waits in this image is in the list, and nobody can join it.
         requesters: (options.requesters.list().iter())
             .filter_map(|pid| virtual_pids.get(pid).copied())
             .collect(),
         terminal,
         foreground,
+        pseudo_terminals,
     };
     Ok(Captured {
         tree,
@@ -368,34 +381,6 @@ pub(crate) fn innermost(status: &str, field: &str) -> Pid {
     let last = status_field(status, field)
         .and_then(|ids| ids.split_ascii_whitespace().last()?.parse().ok());
     Pid(last.unwrap_or(0))
-}
-
-/// The clocks as processes of the job see them: the host's, shifted by the offsets of the job's time namespace.
-fn clocks(keeper: Pid) -> Clocks {
-    let offsets =
-        procfs::read_to_string(format!("/proc/{keeper}/timens_offsets")).unwrap_or_default();
-    let offset = |name: &str| -> (i64, i64) {
-        let line = offsets
-            .lines()
-            .find(|line| line.starts_with(name))
-            .unwrap_or_default();
-        let mut words = line
-            .split_ascii_whitespace()
-            .skip(1)
-            .map(|word| word.parse().unwrap_or(0));
-        (words.next().unwrap_or(0), words.next().unwrap_or(0))
-    };
-    let read = |clock: rustix::time::ClockId, name: &str| {
-        let now = rustix::time::clock_gettime(clock);
-        let (seconds, nanoseconds) = offset(name);
-        let total = i128::from(now.tv_sec + seconds) * 1_000_000_000
-            + i128::from(now.tv_nsec + nanoseconds);
-        Duration::from_nanos(u64::try_from(total).unwrap_or(0))
-    };
-    Clocks {
-        monotonic: read(rustix::time::ClockId::Monotonic, "monotonic"),
-        boottime: read(rustix::time::ClockId::Boottime, "boottime"),
-    }
 }
 
 /// Looks at a running tree and tells what could not be saved. Nothing is stopped.

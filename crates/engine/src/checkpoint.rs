@@ -1,5 +1,6 @@
 //! Taking a checkpoint: freeze, settle, live part, resume, write, commit.
 
+use crate::barrier::{Barrier, Point};
 use crate::capture::{self, Captured};
 use crate::freeze::{self, Frozen};
 use crate::memory::{self, Area};
@@ -36,6 +37,10 @@ pub struct Options {
     pub withheld: Withheld,
     /// The calling thread traces the program already ([`crate::shield`]): it traces it for the checkpoint as well.
     pub here: bool,
+    /// The image takes the place of an older one of the same name, if there is one.
+    pub replace: bool,
+    /// Others that are saved at the same instant.
+    pub barrier: Option<Arc<dyn Barrier>>,
     /// Facts about the job that are stored with it.
     pub info: JobInfo,
 }
@@ -83,6 +88,19 @@ pub struct JobInfo {
     pub taken_at: i64,
     /// Name of the host.
     pub host: String,
+    /// The trees that were saved at the same instant, where there is somebody who sees to that.
+    pub computation: Option<Computation>,
+}
+
+/// Trees that were saved at one instant and can only be continued together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Computation {
+    /// Which one: the same in all its images.
+    pub id: String,
+    /// The number of this checkpoint of it.
+    pub generation: u64,
+    /// The names of the jobs, of this tree and all others.
+    pub members: Vec<String>,
 }
 
 /// What a checkpoint did.
@@ -145,12 +163,22 @@ fn trace(
         compression: options.compression,
         threads: options.threads,
     };
-    let store = Store::new(ImageWriter::create(path, writing)?);
+    let writer = if options.replace {
+        ImageWriter::replace(path, writing)?
+    } else {
+        ImageWriter::create(path, writing)?
+    };
+    let store = Store::new(writer);
+    let others = |point| match &options.barrier {
+        Some(barrier) => barrier.wait(point),
+        None => Ok(()),
+    };
     faults::pass("created")?;
     progress.step(Step::Freeze);
     let paused = Instant::now();
     let ours: BTreeSet<Pid> = job.memory.ours.iter().copied().collect();
     let mut frozen = freeze::freeze(job.keeper, &ours, &job.memory.sleeping, options.withheld)?;
+    others(Point::Frozen)?;
     faults::pass("frozen")?;
     job.memory.sleeping = sleeping(&frozen);
     progress.step(Step::Settle);
@@ -185,6 +213,7 @@ fn trace(
         .collect();
     let now = |process: usize, area: &Area| twins[process].is_none() || !area.is_in_twin();
     write_private(&sources, &mut captured, &store, now, progress)?;
+    others(Point::Captured)?;
     faults::pass("written")?;
     let (processes, threads) = (
         frozen.processes.len(),
@@ -216,7 +245,10 @@ fn trace(
     progress.step(Step::Commit);
     faults::pass("committing")?;
     let captured_bytes = store.captured();
-    let committed = store.writer.commit(&metadata)?;
+    let finished = store.writer.finish(&metadata)?;
+    others(Point::Complete)?;
+    faults::pass("complete")?;
+    let committed = finished.commit()?;
     if let Some(frozen) = held {
         end(&frozen);
     }

@@ -21,6 +21,13 @@ pub fn asked(circumstance: &str) -> bool {
     wanted().is_some_and(|(action, what)| action == "pretend" && what == circumstance)
 }
 
+/// Takes two seconds where `pretend@slow` asks for a machine that is.
+pub fn linger() {
+    if asked("slow") {
+        std::thread::sleep(std::time::Duration::from_secs(2));
+    }
+}
+
 /// Passes `step`.
 ///
 /// # Errors

@@ -3,6 +3,7 @@
 
 use crate::batch::{Answers, Asked, Batch, Room};
 use crate::capture::{SharedContents, SharedPart, living, read_status};
+use crate::clocks::monotonic;
 use crate::file_policy::Collector;
 use crate::freeze::{Frozen, FrozenProcess};
 use crate::maps::Vma;
@@ -13,12 +14,14 @@ use crate::store::Store;
 use crate::timers::Fired;
 use crate::tree::Stat;
 use crate::visits::{self, Errands};
-use crate::{EngineError, attributes, capture, credentials, descriptors, signals, threads, timers};
+use crate::{
+    EngineError, attributes, capture, credentials, descriptors, faults, signals, threads, timers,
+};
 use stasis_sys::Pid;
 use stasis_tracee::{PendingSignal, SIGINFO_BYTES, Stopped};
 use std::collections::HashMap;
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A process as it is seen from outside.
 pub(crate) struct Outside {
@@ -52,9 +55,10 @@ impl Outside {
                 return Err(EngineError::Gone);
             };
             threads::abort_restartable_sequence(stopped, &frozen.memory)?;
+            let room = thread.continued.map(|continued| continued.room);
             let timed_call = thread
                 .sleeping
-                .map(|sleeping| sleeping.timed_call(frozen_at));
+                .map(|sleeping| sleeping.timed_call(frozen_at, room));
             let state = threads::capture(thread.virtual_tid, stopped, timed_call)?;
             states.push(state);
         }
@@ -303,6 +307,10 @@ pub(crate) struct Inquiry {
     /// The queues after all that.
     queues: Vec<Queues>,
     again: Vec<Again>,
+    /// When the answers were there, on the supervisor's clock.
+    asked_at: Duration,
+    /// The same of the second question.
+    asked_again_at: Duration,
 }
 
 impl Inquiry {
@@ -328,18 +336,23 @@ impl Inquiry {
             batches,
         });
         let answers = visits::make(errands.collect())?;
+        let asked_at = monotonic();
+        faults::linger();
         let queues: Vec<Queues> = frozen
             .processes
             .iter()
             .map(Queues::read)
             .collect::<Result<_, _>>()?;
+        let again = ask_again(frozen, outside, &queues)?;
         Ok(Inquiry {
             questions,
             answers,
             stops,
             parts,
-            again: ask_again(frozen, outside, &queues)?,
+            again,
             queues,
+            asked_at,
+            asked_again_at: monotonic(),
         })
     }
 
@@ -374,13 +387,18 @@ impl Inquiry {
             .zip(asked)
         {
             seen.queues = queues;
-            let mut process = process(frozen, seen, questions, answers, store)?;
+            let mut process = process(frozen, seen, questions, self.asked_at, answers, store)?;
             process.stop_reported = stops.get(&frozen.pid).copied().unwrap_or(true);
             processes.push(process);
         }
         for again in &self.again {
             let timers = &mut processes[again.process].timers;
-            timers::capture_again(timers, &again.questions, &again.answers)?;
+            timers::capture_again(
+                timers,
+                &again.questions,
+                &again.answers,
+                self.asked_again_at,
+            )?;
         }
         Ok((processes, shared))
     }
@@ -398,6 +416,7 @@ fn process(
     frozen: &FrozenProcess,
     mut seen: Outside,
     questions: Questions,
+    asked_at: Duration,
     answers: &[Answers],
     store: &Store,
 ) -> Result<Process, EngineError> {
@@ -428,7 +447,7 @@ fn process(
             stored: Vec::new(),
         },
         signals: signals::capture(seen.queues.shared, &questions.signals, first)?,
-        timers: timers::capture(questions.timers, first)?,
+        timers: timers::capture(questions.timers, first, asked_at)?,
         attributes: seen.attributes,
         credentials: credentials::capture(&seen.status),
         descriptors: descriptors::Table::default(),

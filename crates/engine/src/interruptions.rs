@@ -23,13 +23,14 @@ use stasis_tracee::arch::continuation::ROOM_BYTES;
 use stasis_tracee::arch::{ERESTARTNOHAND, ERESTARTSYS, IO_PGETEVENTS};
 use stasis_tracee::{Memory, Stopped};
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-/// A thread continues a call with a time limit.
+/// A thread continues a call with the time that it has left.
 #[derive(Clone, Copy, Debug)]
 pub struct Continued {
-    slot: Slot,
     limit: Limit,
+    /// Where what the limit points to is: in a slot, or where the kernel has written back what is left.
+    pub room: u64,
 }
 
 /// Numbers that are the same on every processor (`asm-generic/unistd.h` from Linux 5.1 on) or missing from libc.
@@ -97,9 +98,6 @@ enum Plan {
     Transfer(Rest),
 }
 
-/// Waits that are so much behind need no correction: looking for them takes as long.
-const NEGLIGIBLE: Duration = Duration::from_micros(100);
-
 /// Puts the calls of a frozen tree right. `looks` are from before the freeze, `known` from the last checkpoint. What cannot be
 /// done for a process is left: a wait begins anew, a transfer is seen as the kernel left it.
 pub fn hide(frozen: &mut Frozen, looks: &HashMap<Pid, Look>, known: &HashMap<Pid, Sleeping>) {
@@ -135,11 +133,15 @@ fn hide_one(
         return Ok(None);
     }
     thread.sleeping = timed_calls::resolve(pid, tid, &registers, memory, look, known);
+    thread.continued = thread.sleeping.and_then(|sleeping| {
+        let limit = timed_calls::limit_in_place(&registers)?;
+        let room = sleeping.arguments[limit.argument()];
+        Some(Continued { limit, room })
+    });
     if restart(stopped)? {
         let plan = thread.sleeping.and_then(|sleeping| {
             let limit = Limit::of(sleeping.number, &sleeping.arguments)?;
-            let slept = sleeping.limit.saturating_sub(sleeping.left(Instant::now()));
-            (slept > NEGLIGIBLE).then_some(Plan::Time(limit, sleeping))
+            Some(Plan::Time(limit, sleeping))
         });
         return Ok(plan);
     }
@@ -189,7 +191,8 @@ fn continue_calls(
             slots.leave(before, &process.memory)?;
         }
         if let Plan::Time(limit, _) = plan {
-            thread.continued = Some(Continued { slot, limit });
+            let room = slot.room();
+            thread.continued = Some(Continued { limit, room });
         }
     }
     Ok(())
@@ -213,9 +216,11 @@ pub fn refresh(thread: &mut FrozenThread, memory: &Memory) -> Result<(), EngineE
     let Some(stopped) = thread.stopped.as_mut() else {
         return Ok(());
     };
-    let Continued { slot, limit } = continued;
-    let (argument, room) = limit.encode(sleeping.left(Instant::now()), slot.room());
-    write(memory, &room, slot)?;
+    let Continued { limit, room } = continued;
+    let (argument, bytes) = limit.encode(sleeping.left(Instant::now()), room);
+    if !memory.write_where_permitted(&bytes, room) {
+        return Ok(());
+    }
     let mut registers = stopped.registers()?;
     let mut arguments = registers.arguments();
     if arguments[limit.argument()] != argument {

@@ -6,10 +6,12 @@
 #![forbid(unsafe_code)]
 
 pub mod attributes;
-pub mod batch;
+pub mod barrier;
+mod batch;
 pub mod calls;
 pub mod capture;
 pub mod checkpoint;
+pub mod clocks;
 pub mod contents;
 pub mod continuations;
 pub mod credentials;

@@ -6,7 +6,7 @@
 //! |------|-----------------------|-----------------------------|----------------------|
 //! | nanosleep, clock_nanosleep (relative), poll, futex (FUTEX_WAIT, relative) | -ERESTART_RESTARTBLOCK: restart_syscall(2) goes on to the old end | nothing | issued remotely with the time that is left, and interrupted: the restart block is armed again |
 //! | clock_nanosleep (relative, of a processor time clock) | the same | nothing | issued again with the whole time: how much was used is not known |
-//! | ppoll, pselect6, select | writes back what is left, -ERESTARTNOHAND | nothing | issued again |
+//! | ppoll, pselect6, select | writes back what is left, -ERESTARTNOHAND | what is left after the pause is written there | the same |
 //! | the same, with a limit in memory that cannot be written to, or with STICKY_TIMEOUTS | EINTR | continued with what is left | continued |
 //! | epoll_wait, epoll_pwait, epoll_pwait2, rt_sigtimedwait, semtimedop, io_getevents, io_pgetevents | EINTR | continued with what is left | continued |
 //! | futex (FUTEX_WAIT_BITSET, absolute), poll without a limit | -ERESTART_RESTARTBLOCK | nothing | issued again; its number, which the kernel shows no more, is remembered |
@@ -23,10 +23,13 @@
 
 use crate::EngineError;
 use crate::calls::Calls;
+use crate::clocks::{self, Passed};
 use crate::sleep_clock::{self, Clocks};
 use serde::{Deserialize, Serialize};
 use stasis_sys::{Pid, procfs};
-use stasis_tracee::arch::{self, CALL_CODE_BYTES, ERESTART_RESTARTBLOCK, IO_PGETEVENTS};
+use stasis_tracee::arch::{
+    self, CALL_CODE_BYTES, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, IO_PGETEVENTS,
+};
 use stasis_tracee::{Memory, Registers};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -45,6 +48,9 @@ pub struct Sleeping {
     pub since: Instant,
 }
 
+/// What a call is left that should have ended already.
+const SHORTEST: Duration = Duration::from_nanos(1);
+
 /// Stands for no relative limit.
 pub const UNLIMITED: Duration = Duration::MAX;
 
@@ -57,6 +63,10 @@ pub struct TimedCall {
     pub arguments: [u64; 6],
     /// How much of its time was left at the checkpoint.
     pub left: Duration,
+    /// When it was that, on the supervisor's clock ([`crate::clocks::monotonic`]).
+    pub read_at: Duration,
+    /// Where what its limit points to is, for a call that is continued with the time that is left ([`crate::interruptions`]).
+    pub room: Option<u64>,
 }
 
 /// How a relative limit is given, and in which argument.
@@ -163,7 +173,11 @@ pub struct Look {
     number: i64,
     arguments: [u64; 6],
     sleeps: u64,
-    since: Instant,
+    /// When it went to sleep, in the time of its processor.
+    at: Duration,
+    processor: usize,
+    /// The same on the supervisor's clock, where the processor's could be read.
+    since: Option<Instant>,
 }
 
 /// Looks at running threads, given with their processes: which of them sleep in a call with a time limit, since when.
@@ -171,29 +185,34 @@ pub struct Look {
 pub fn look(threads: impl Iterator<Item = (Pid, Pid)>) -> HashMap<Pid, Look> {
     let seen: Vec<_> = threads.filter_map(|(pid, tid)| asleep(pid, tid)).collect();
     // The clocks are read after all threads.
-    let mut clocks = Clocks::new();
-    let looks = seen.into_iter().filter_map(|one| {
-        let look = Look {
-            number: one.number,
-            arguments: one.arguments,
-            sleeps: one.sleeps,
-            since: clocks.at(one.processor, one.at)?,
-        };
-        Some((one.tid, look))
+    let clocks = Clocks::of(seen.iter().map(|(_, look)| look.processor));
+    let dated = seen.into_iter().map(|(tid, look)| {
+        let since = clocks.at(look.processor, look.at);
+        (tid, Look { since, ..look })
     });
-    looks.collect()
+    dated.collect()
 }
 
-struct Asleep {
-    tid: Pid,
-    number: i64,
-    arguments: [u64; 6],
-    sleeps: u64,
-    at: Duration,
-    processor: usize,
+/// After the freeze, by what the stopped threads tell of their processors: dates those sleeps whose processors could not be asked
+/// before. `threads` are with their processes.
+pub fn date(looks: &mut HashMap<Pid, Look>, threads: impl Iterator<Item = (Pid, Pid)>) {
+    if looks.values().all(|look| look.since.is_some()) {
+        return;
+    }
+    let mut clocks = Clocks::default();
+    for (pid, tid) in threads {
+        let account = sleep_clock::account(&format!("/proc/{pid}/task/{tid}"));
+        let at = account.and_then(|account| account.at);
+        if let (Some(at), Some(processor)) = (at, sleep_clock::processor(pid, tid)) {
+            clocks.learn(processor, at);
+        }
+    }
+    for look in looks.values_mut() {
+        look.since = look.since.or_else(|| clocks.at(look.processor, look.at));
+    }
 }
 
-fn asleep(pid: Pid, tid: Pid) -> Option<Asleep> {
+fn asleep(pid: Pid, tid: Pid) -> Option<(Pid, Look)> {
     let path = format!("/proc/{pid}/task/{tid}");
     let (number, arguments) = current_call(&path)?;
     Limit::of(number, &arguments)?;
@@ -202,14 +221,15 @@ fn asleep(pid: Pid, tid: Pid) -> Option<Asleep> {
     let processor = sleep_clock::processor(pid, tid)?;
     // Still in the same call: so the account was that of this sleep, or of one before it.
     (current_call(&path)? == (number, arguments)).then_some(())?;
-    Some(Asleep {
-        tid,
+    let look = Look {
         number,
         arguments,
         sleeps: account.sleeps,
         at: account.at?,
         processor,
-    })
+        since: None,
+    };
+    Some((tid, look))
 }
 
 fn current_call(path: &str) -> Option<(i64, [u64; 6])> {
@@ -240,6 +260,15 @@ pub fn resolve(
     let arguments = registers.arguments();
     let interrupted = registers.interrupted_call()?;
     let blocked = registers.result() == -ERESTART_RESTARTBLOCK;
+    if limit_in_place(registers).is_some() {
+        let limit = Limit::of(interrupted, &arguments)?.read(&arguments, memory)?;
+        return Some(Sleeping {
+            number: interrupted,
+            arguments,
+            limit,
+            since: now,
+        });
+    }
     if !blocked && registers.result() != -i64::from(libc::EINTR) {
         return None;
     }
@@ -282,7 +311,18 @@ pub fn resolve(
             && sleeps().is_some_and(|now| now.sleeps <= look.sleeps + 1)
     });
     let limit = place.read(&arguments, memory)?;
-    Some(began(limit, same.map_or(now, |look| look.since)))
+    let since = same.and_then(|look| look.since);
+    Some(began(limit, since.unwrap_or(now)))
+}
+
+/// The limit of a call for which the kernel has written back what is left, and which is executed again.
+#[must_use]
+pub fn limit_in_place(registers: &Registers) -> Option<Limit> {
+    let number = registers.interrupted_call()?;
+    let writes_back = [libc::SYS_ppoll, libc::SYS_pselect6, libc::SYS_select].contains(&number);
+    (writes_back && registers.result() == -ERESTARTNOHAND)
+        .then(|| Limit::of(number, &registers.arguments()))
+        .flatten()
 }
 
 /// The number of a call that restart_syscall(2) continues, where nobody has seen it before: after a stop by job control.
@@ -303,19 +343,21 @@ impl Sleeping {
             .saturating_sub(now.saturating_duration_since(self.since))
     }
 
-    /// What an image keeps of it.
+    /// What an image keeps of it; `room` as in [`TimedCall`].
     #[must_use]
-    pub fn timed_call(&self, now: Instant) -> TimedCall {
+    pub fn timed_call(&self, now: Instant, room: Option<u64>) -> TimedCall {
         TimedCall {
             number: self.number,
             arguments: self.arguments,
             left: self.left(now),
+            read_at: clocks::monotonic().saturating_sub(now.elapsed()),
+            room,
         }
     }
 }
 
 /// The registers with which a restarted thread goes on, given those of the checkpoint: where its call is to be continued from
-/// the kernel's restart block, that is armed again, with the time that was left. All other calls are restarted by the kernel when
+/// the kernel's restart block, that is armed again, with the time that is left. All other calls are restarted by the kernel when
 /// the thread is let go, as their result says. Must be the last remote call of the thread.
 ///
 /// # Errors
@@ -323,17 +365,25 @@ impl Sleeping {
 pub fn resume_registers(
     saved: &Registers,
     timed_call: Option<&TimedCall>,
+    passed: &Passed,
     calls: &mut Calls<'_>,
 ) -> Result<(Registers, Option<Sleeping>), EngineError> {
     let mut registers = *saved;
     let Some(number) = saved.interrupted_call() else {
         return Ok((registers, None));
     };
+    let left = |call: &TimedCall| call.left.saturating_sub(passed.since(call.read_at));
+    if let Some((call, room)) = timed_call.and_then(|call| Some((call, call.room?))) {
+        shorten(&mut registers, call, room, left(call), calls.memory);
+    }
     if saved.result() != -ERESTART_RESTARTBLOCK {
         return Ok((registers, None));
     }
     match timed_call {
-        Some(call) => return rearm(registers, call, calls),
+        Some(call) => {
+            // Not nothing: the call must wait to be interrupted.
+            return rearm(registers, call, left(call).max(SHORTEST), calls);
+        }
         None if number != libc::SYS_restart_syscall => registers.reissue(number),
         None => match number_in_code(saved, calls.memory) {
             Some(number) => registers.reissue(number),
@@ -347,9 +397,31 @@ pub fn resume_registers(
     Ok((registers, None))
 }
 
+/// Gives a call that is continued the time that is left now, as [`crate::interruptions::refresh`] does after a pause. Does nothing
+/// where that is not to be written to.
+fn shorten(
+    registers: &mut Registers,
+    call: &TimedCall,
+    room: u64,
+    left: Duration,
+    memory: &Memory,
+) {
+    let Some(limit) = Limit::of(call.number, &call.arguments) else {
+        return;
+    };
+    let (argument, bytes) = limit.encode(left, room);
+    if !memory.write_where_permitted(&bytes, room) {
+        return;
+    }
+    let mut arguments = registers.arguments();
+    arguments[limit.argument()] = argument;
+    registers.set_arguments(&arguments);
+}
+
 fn rearm(
     mut registers: Registers,
     call: &TimedCall,
+    left: Duration,
     calls: &mut Calls<'_>,
 ) -> Result<(Registers, Option<Sleeping>), EngineError> {
     let name = match call.number {
@@ -367,7 +439,7 @@ fn rearm(
         registers.reissue(call.number);
         return Ok((registers, None));
     };
-    let (argument, bytes) = limit.encode(call.left, calls.scratch);
+    let (argument, bytes) = limit.encode(left, calls.scratch);
     calls.put(&bytes)?;
     arguments[limit.argument()] = argument;
     let result = calls
@@ -383,7 +455,7 @@ fn rearm(
     let sleeping = Sleeping {
         number: call.number,
         arguments: call.arguments,
-        limit: call.left,
+        limit: left,
         since: Instant::now(),
     };
     Ok((registers, Some(sleeping)))

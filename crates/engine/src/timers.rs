@@ -5,7 +5,8 @@
 //!
 //! Rests on: `/proc/PID/timers` (CONFIG_CHECKPOINT_RESTORE) lists ids and what they notify; ids are chosen with
 //! PR_TIMER_CREATE_RESTORE_IDS (Linux 6.16) or, before that, by creating timers until the kernel's counter arrives at the wanted one.
-//! Remaining times are relative, so no clock needs to be compared.
+//! Remaining times are relative; a restart takes off what has passed by the program's clocks ([`crate::clocks`]), not off those in
+//! processor time.
 //!
 //! Timers go on while they are read: one that fires in between is a signal in a queue by then, and
 //! is read again ([`Fired`]).
@@ -17,10 +18,12 @@
 use crate::EngineError;
 use crate::batch::{Answers, Asked, Batch, Room};
 use crate::calls::Calls;
+use crate::clocks::Passed;
 use serde::{Deserialize, Serialize};
 use stasis_sys::{Pid, procfs};
 use stasis_tracee::PendingSignal;
 use std::collections::HashMap;
+use std::time::Duration;
 
 /// Interval and remaining time as the kernel holds them: four words, seconds and micro- or nanoseconds each.
 pub type Setting = [i64; 4];
@@ -51,6 +54,8 @@ pub struct State {
     pub interval_timers: [Setting; 3],
     /// Ascending by id.
     pub posix: Vec<PosixTimer>,
+    /// When they were read, on the supervisor's clock ([`crate::clocks::monotonic`]).
+    pub read_at: Duration,
 }
 
 const SETTING_BYTES: u64 = size_of::<Setting>() as u64;
@@ -95,12 +100,19 @@ pub fn ask(process: Pid, threads: &HashMap<Pid, Pid>, batch: &mut Batch) -> Ques
     Questions { interval, posix }
 }
 
-/// Captures the timers from a process's answers.
+/// Captures the timers from a process's answers, which it gave before `read_at`.
 ///
 /// # Errors
 /// When a remote call has failed.
-pub fn capture(questions: Questions, answers: &Answers) -> Result<State, EngineError> {
-    let mut state = State::default();
+pub fn capture(
+    questions: Questions,
+    answers: &Answers,
+    read_at: Duration,
+) -> Result<State, EngineError> {
+    let mut state = State {
+        read_at,
+        ..State::default()
+    };
     for (setting, (asked, room)) in state.interval_timers.iter_mut().zip(questions.interval) {
         *setting = decode(&answers.written(asked, room)?);
     }
@@ -167,7 +179,7 @@ pub fn ask_again(fired: &Fired, batch: &mut Batch) -> QuestionsAgain {
     }
 }
 
-/// Puts the answers into the state that was captured before.
+/// Puts the answers, given before `read_at`, into the state that was captured before.
 ///
 /// # Errors
 /// When a remote call has failed.
@@ -175,13 +187,19 @@ pub fn capture_again(
     state: &mut State,
     questions: &QuestionsAgain,
     answers: &Answers,
+    read_at: Duration,
 ) -> Result<(), EngineError> {
+    // What is left was read later than the rest, and so is more by that when the rest was read.
+    let later = read_at.saturating_sub(state.read_at).as_nanos();
+    let later = i128::try_from(later).unwrap_or(0);
     if let Some((asked, room)) = questions.alarm {
-        state.interval_timers[0] = decode(&answers.written(asked, room)?);
+        let setting = decode(&answers.written(asked, room)?);
+        state.interval_timers[0] = shifted(&setting, later, Fraction::Microseconds);
     }
     for (id, asked, room) in &questions.posix {
         if let Some(timer) = state.posix.iter_mut().find(|timer| timer.id == *id) {
-            timer.setting = decode(&answers.written(*asked, *room)?);
+            let setting = decode(&answers.written(*asked, *room)?);
+            timer.setting = shifted(&setting, later, Fraction::Nanoseconds);
         }
     }
     Ok(())
@@ -241,11 +259,20 @@ const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
 ///
 /// # Errors
 /// When a remote call fails.
-pub fn restore_remotely(state: &State, calls: &mut Calls<'_>) -> Result<(), EngineError> {
-    restore_posix(&state.posix, calls)?;
+pub fn restore_remotely(
+    state: &State,
+    passed: &Passed,
+    calls: &mut Calls<'_>,
+) -> Result<(), EngineError> {
+    restore_posix(state, passed, calls)?;
     for (which, setting) in state.interval_timers.iter().enumerate() {
         if setting != &[0; 4] {
-            let address = calls.put(&encode(&armed(setting)))?;
+            let mut setting = armed(setting);
+            if which as i32 == libc::ITIMER_REAL {
+                let passed = passed.since(state.read_at);
+                setting = advanced(&setting, passed, Fraction::Microseconds);
+            }
+            let address = calls.put(&encode(&setting))?;
             calls.call(
                 "setitimer",
                 libc::SYS_setitimer,
@@ -264,7 +291,58 @@ fn armed(setting: &Setting) -> Setting {
     }
 }
 
-fn restore_posix(timers: &[PosixTimer], calls: &mut Calls<'_>) -> Result<(), EngineError> {
+/// In what the second halves of a [`Setting`] count.
+#[derive(Clone, Copy)]
+enum Fraction {
+    Microseconds,
+    Nanoseconds,
+}
+
+impl Fraction {
+    /// Its length in nanoseconds.
+    fn length(self) -> i128 {
+        match self {
+            Fraction::Microseconds => 1000,
+            Fraction::Nanoseconds => 1,
+        }
+    }
+}
+
+const SECOND: i128 = 1_000_000_000;
+
+/// The setting with so many nanoseconds more that are left: one that runs never gets less than the smallest time, as none
+/// would turn it off, and one that is off stays so.
+fn shifted(setting: &Setting, nanoseconds: i128, fraction: Fraction) -> Setting {
+    let [seconds, interval, left, part] = *setting;
+    let unit = fraction.length();
+    let left = i128::from(left) * SECOND + i128::from(part) * unit;
+    if left == 0 {
+        return *setting;
+    }
+    let left = (left + nanoseconds).max(unit);
+    let whole = i64::try_from(left / SECOND).unwrap_or(i64::MAX);
+    let part = i64::try_from(left % SECOND / unit).unwrap_or(0);
+    [seconds, interval, whole, part]
+}
+
+/// The setting after so much time.
+fn advanced(setting: &Setting, passed: Duration, fraction: Fraction) -> Setting {
+    let passed = i128::try_from(passed.as_nanos()).unwrap_or(i128::MAX / 2);
+    shifted(setting, -passed, fraction)
+}
+
+/// Whether a clock goes on while the program does not: all but those that count processor time.
+fn counts_always(clock: i32) -> bool {
+    clock >= 0
+        && ![
+            libc::CLOCK_PROCESS_CPUTIME_ID,
+            libc::CLOCK_THREAD_CPUTIME_ID,
+        ]
+        .contains(&clock)
+}
+
+fn restore_posix(state: &State, passed: &Passed, calls: &mut Calls<'_>) -> Result<(), EngineError> {
+    let timers = &state.posix;
     if timers.is_empty() {
         return Ok(());
     }
@@ -283,7 +361,12 @@ fn restore_posix(timers: &[PosixTimer], calls: &mut Calls<'_>) -> Result<(), Eng
         choose(calls, 0)?;
     }
     for timer in timers {
-        let address = calls.put(&encode(&timer.setting))?;
+        let passed = match counts_always(timer.clock) {
+            true => passed.since(state.read_at),
+            false => Duration::ZERO,
+        };
+        let setting = advanced(&timer.setting, passed, Fraction::Nanoseconds);
+        let address = calls.put(&encode(&setting))?;
         calls.call(
             "timer_settime",
             libc::SYS_timer_settime,
@@ -333,6 +416,18 @@ mod tests {
         assert_eq!(armed(&[1, 20, 0, 0]), [1, 20, 1, 20]);
         assert_eq!(armed(&[1, 20, 0, 3]), [1, 20, 0, 3]);
         assert_eq!(armed(&[0, 0, 0, 3]), [0, 0, 0, 3]);
+    }
+
+    #[test]
+    fn time_that_has_passed_is_taken_off() {
+        let passed = Duration::from_millis(1500);
+        let real = |setting| advanced(&setting, passed, Fraction::Microseconds);
+        assert_eq!(real([0, 7, 3, 500_001]), [0, 7, 2, 1]);
+        assert_eq!(real([0, 7, 1, 0]), [0, 7, 0, 1]);
+        assert_eq!(real([0, 7, 0, 0]), [0, 7, 0, 0]);
+        let posix = |setting| advanced(&setting, passed, Fraction::Nanoseconds);
+        assert_eq!(posix([9, 0, 2, 1]), [9, 0, 0, 500_000_001]);
+        assert_eq!(posix([9, 0, 0, 3]), [9, 0, 0, 1]);
     }
 
     #[test]

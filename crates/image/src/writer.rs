@@ -15,7 +15,7 @@ use crate::error::ImageError;
 use crate::flusher::{Flusher, Pace};
 use crate::format::limits::{CHUNK, HEADER_LEN, INDEX_LEN, METADATA_LEN, PAGE};
 use crate::format::{self, Encoding, Extent, Header, ObjectId, Section};
-use crate::partial::Partial;
+use crate::partial::{Partial, Place};
 use crate::source::{Run, Source, StoreJob};
 
 /// How an image is written.
@@ -71,6 +71,30 @@ pub struct Committed {
     pub stored_len: u64,
 }
 
+/// An image that is whole but for its name. Dropping it removes the file.
+#[derive(Debug)]
+pub struct FinishedImage {
+    partial: Partial,
+    file_len: u64,
+    logical_len: u64,
+    stored_len: u64,
+}
+
+impl FinishedImage {
+    /// Gives the file its final name.
+    ///
+    /// # Errors
+    /// [`ImageError::Exists`] if an image of this name has appeared, [`ImageError::Write`].
+    pub fn commit(self) -> Result<Committed, ImageError> {
+        Ok(Committed {
+            path: self.partial.commit()?,
+            file_len: self.file_len,
+            logical_len: self.logical_len,
+            stored_len: self.stored_len,
+        })
+    }
+}
+
 /// An image being written. Dropping it without [`commit`](ImageWriter::commit) removes what was written.
 pub struct ImageWriter {
     flusher: Mutex<Flusher>,
@@ -105,6 +129,23 @@ impl ImageWriter {
     /// [`ImageError::Exists`] if there is such an image, [`ImageError::Busy`] if it is being written,
     /// [`ImageError::Create`] if the kernel refuses the file.
     pub fn create(final_path: &Path, options: WriteOptions) -> Result<ImageWriter, ImageError> {
+        ImageWriter::begin(final_path, options, Place::New)
+    }
+
+    /// Begins an image that takes the place of the one called `final_path`, if there is one, in the instant of its
+    /// [`commit`](ImageWriter::commit). Until then it has `.temp` after its name.
+    ///
+    /// # Errors
+    /// As [`create`](ImageWriter::create), without [`ImageError::Exists`].
+    pub fn replace(final_path: &Path, options: WriteOptions) -> Result<ImageWriter, ImageError> {
+        ImageWriter::begin(final_path, options, Place::Replace)
+    }
+
+    fn begin(
+        final_path: &Path,
+        options: WriteOptions,
+        place: Place,
+    ) -> Result<ImageWriter, ImageError> {
         let threads = match options.threads {
             0 => std::thread::available_parallelism().map_or(1, Into::into),
             threads => threads,
@@ -112,7 +153,7 @@ impl ImageWriter {
         Ok(ImageWriter {
             flusher: Mutex::default(),
             pace: Arc::default(),
-            partial: Partial::create(final_path)?,
+            partial: Partial::create(final_path, place)?,
             options: WriteOptions { threads, ..options },
             created: SystemTime::now(),
             end: AtomicU64::new(HEADER_LEN as u64),
@@ -323,6 +364,14 @@ impl ImageWriter {
     /// were stored twice, [`ImageError::TooLarge`]. The image is gone then, with one exception: if only the flush of
     /// the directory fails ([`ImageError::Write`] names the directory), it is there, but might not survive a crash.
     pub fn commit(self, metadata: &[u8]) -> Result<Committed, ImageError> {
+        self.finish(metadata)?.commit()
+    }
+
+    /// Completes the image but for its name: all of it is on the disk.
+    ///
+    /// # Errors
+    /// As [`commit`](ImageWriter::commit).
+    pub fn finish(self, metadata: &[u8]) -> Result<FinishedImage, ImageError> {
         if self.failed.load(Ordering::Relaxed) {
             return Err(ImageError::Incomplete {
                 path: self.partial.path().to_owned(),
@@ -395,9 +444,8 @@ impl ImageWriter {
             .file()
             .sync_all()
             .map_err(|source| self.write_error(source))?;
-        let path = self.partial.commit()?;
-        Ok(Committed {
-            path,
+        Ok(FinishedImage {
+            partial: self.partial,
             file_len,
             logical_len: header.logical_len,
             stored_len: header.stored_len,

@@ -309,6 +309,8 @@ pub(crate) mod tests {
             checkpointing: false,
             last: None,
             last_error: None,
+            coordinator: None,
+            computation: None,
             distance,
         }
     }

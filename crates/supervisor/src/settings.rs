@@ -1,7 +1,8 @@
 //! How a job is to be run.
 
-use crate::{Interval, JobName};
+use crate::{Interval, JobName, Membership, Naming};
 use stasis_image::Compression;
+use std::ffi::OsString;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -45,6 +46,14 @@ pub struct Settings {
     pub command: Vec<String>,
     /// Time from the end of one checkpoint to the next; none for checkpoints on request only.
     pub interval: Option<Interval>,
+    /// How they are called.
+    pub naming: Naming,
+    /// The number of the image that the job comes from; 0 without one.
+    pub sequence: u64,
+    /// Its place in a computation of several jobs.
+    pub membership: Option<Membership>,
+    /// Variables that a program gets beside those of the caller.
+    pub environment: Vec<(OsString, OsString)>,
     /// How many complete images stay.
     pub keep: NonZeroUsize,
     /// How images are compressed.

@@ -54,6 +54,13 @@ impl Memory {
         self.write(&bytes[done..], address + done as u64)
     }
 
+    /// Writes `bytes` at `address` if the process may write there itself; returns whether all were written. As with
+    /// [`Memory::fill`], it must be the memory that was opened.
+    #[must_use]
+    pub fn write_where_permitted(&self, bytes: &[u8], address: u64) -> bool {
+        write_many(self.1, bytes, address) == bytes.len()
+    }
+
     /// One 64-bit word.
     ///
     /// # Errors

@@ -89,13 +89,7 @@ fn capture_handle(
     handle: BorrowedFd<'_>,
     ctx: &CaptureContext,
 ) -> Result<State, Obstacle> {
-    let looking = || {
-        format!(
-            "looking at descriptor {} ({})",
-            found.fd,
-            found.link.display()
-        )
-    };
+    let looking = || format!("looking at {found}");
     let statfs = fstatfs(handle).context(looking)?;
     let (path, proc) = if is_proc(&statfs) {
         let proc = proc::capture(found, ctx)?;

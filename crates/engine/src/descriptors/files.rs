@@ -99,13 +99,7 @@ fn capture_handle(
     handle: BorrowedFd<'_>,
     ctx: &CaptureContext,
 ) -> Result<State, Obstacle> {
-    let looking = || {
-        format!(
-            "looking at descriptor {} ({})",
-            found.fd,
-            found.link.display()
-        )
-    };
+    let looking = || format!("looking at {found}");
     let statfs = fstatfs(handle).context(looking)?;
     let flags = OFlags::from_bits_retain(found.info.flags);
     let regular = FileType::from_raw_mode(found.stat.st_mode).is_file();

@@ -1,9 +1,9 @@
 //! Timers that are read (`timerfd_create(2)`).
 //!
 //! Saved: the clock, the time left, the interval, expirations not read yet, how it was set, status flags. An absolute
-//! timer on `CLOCK_REALTIME` expires at the time of day that it was set to, at once where that has passed; one
-//! on another clock goes on with that clock, where the restarted program's clocks go on from the checkpoint, so that what the restart
-//! takes counts; every other one has after the restart what it had left. Not saved: a cancellation (`TFD_TIMER_CANCEL_ON_SET`) that was not read.
+//! timer on `CLOCK_REALTIME` expires at the time of day that it was set to, at once where that has passed; any
+//! other goes on with its clock, where the restarted program's clocks go on from the checkpoint, so that what the restart
+//! takes counts; elsewhere it has after the restart what it had left. Not saved: a cancellation (`TFD_TIMER_CANCEL_ON_SET`) that was not read.
 //!
 //! Facts: fdinfo tells all of it, but counts the expirations of a periodic timer only when it is asked for its time: a
 //! program sees no difference. `TFD_IOC_SET_TICKS` sets the unread expirations. The alarm clocks need CAP_WAKE_ALARM:
@@ -12,6 +12,7 @@
 use super::fdinfo::FdInfo;
 use super::{Found, Obstacle, Opening, set_status};
 use crate::EngineError;
+use crate::clocks::monotonic;
 use crate::error::Context;
 use crate::model::Clocks;
 use rustix::time::{
@@ -43,7 +44,12 @@ pub struct State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Next {
     /// After so much more time.
-    In(Duration),
+    In {
+        /// How much.
+        left: Duration,
+        /// When it was that, on the supervisor's clock ([`crate::clocks::monotonic`]).
+        read_at: Duration,
+    },
     /// At that time of day, since 1970.
     At(Duration),
 }
@@ -83,7 +89,11 @@ fn parse(info: &FdInfo) -> Option<State> {
         let now = Duration::new(now.tv_sec.try_into().ok()?, now.tv_nsec.try_into().ok()?);
         Some(Next::At(now + left))
     } else {
-        Some(Next::In(left))
+        // Read a little after the timer was, so that it can only be late.
+        Some(Next::In {
+            left,
+            read_at: monotonic(),
+        })
     };
     Some(State {
         clock,
@@ -129,14 +139,23 @@ fn clock(number: u32) -> Option<(TimerfdClockId, Option<TimerfdClockId>)> {
     })
 }
 
-/// What the clock of a timer that counts from the start of the machine showed at the checkpoint.
-fn clock_at(clock: u32, clocks: &Clocks) -> Option<Duration> {
+/// What to set a timer to that had so much left at `read_at`, where this process's clocks go on from those of the checkpoint: the
+/// time, and whether it is absolute.
+fn due(clock: u32, left: Duration, read_at: Duration, saved: &Clocks) -> (Duration, u32) {
     const MONOTONIC: u32 = 1;
     const BOOTTIME: [u32; 2] = [7, 9];
+    let then = saved.at(read_at);
     match clock {
-        MONOTONIC => Some(clocks.monotonic),
-        clock if BOOTTIME.contains(&clock) => Some(clocks.boottime),
-        _ => None,
+        MONOTONIC => (then + left, ABSOLUTE),
+        clock if BOOTTIME.contains(&clock) => {
+            let since_boot = (saved.boottime + then).saturating_sub(saved.monotonic);
+            (since_boot + left, ABSOLUTE)
+        }
+        // A time of day that was not meant as one.
+        _ => {
+            let passed = monotonic().saturating_sub(then);
+            (left.saturating_sub(passed).max(Duration::from_nanos(1)), 0)
+        }
     }
 }
 
@@ -157,13 +176,8 @@ pub(super) fn restore(state: &State, opening: &mut Opening) -> Result<OwnedFd, E
     };
     if let Some(next) = state.next {
         let (value, absolute) = match next {
-            Next::In(left) => match opening.context.clocks.and_then(|clocks| {
-                let then = clock_at(state.clock, &clocks)?;
-                then.checked_add(left)
-            }) {
-                Some(time) => (time, ABSOLUTE),
-                None => (left, 0),
-            },
+            Next::In { left, read_at } => (opening.context.clocks)
+                .map_or((left, 0), |saved| due(state.clock, left, read_at, &saved)),
             Next::At(time) if state.cancel_on_set => (time, ABSOLUTE | CANCEL_ON_SET),
             Next::At(time) => (time, ABSOLUTE),
         };
@@ -195,7 +209,7 @@ mod tests {
     #[test]
     fn what_the_kernel_writes_is_understood() {
         let state = parse(&info(1, "01")).expect("complete");
-        assert_eq!(state.next, Some(Next::In(Duration::new(1, 5))));
+        assert!(matches!(state.next, Some(Next::In { left, .. }) if left == Duration::new(1, 5)));
         assert_eq!((state.interval, state.ticks), (Duration::from_secs(2), 3));
     }
 
@@ -207,7 +221,9 @@ mod tests {
             ))
         };
         let expired = parse(&text(1)).expect("complete");
-        assert_eq!(expired.next, Some(Next::In(Duration::from_secs(2))));
+        assert!(
+            matches!(expired.next, Some(Next::In { left, .. }) if left == Duration::from_secs(2))
+        );
         assert_eq!(parse(&text(0)).expect("complete").next, None);
     }
 
@@ -218,6 +234,6 @@ mod tests {
             matches!(state.next, Some(Next::At(time)) if time > Duration::from_secs(1_000_000_000))
         );
         let relative = parse(&info(0, "00")).expect("complete");
-        assert!(matches!(relative.next, Some(Next::In(_))));
+        assert!(matches!(relative.next, Some(Next::In { .. })));
     }
 }

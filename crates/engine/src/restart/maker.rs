@@ -4,7 +4,7 @@ use super::births::Births;
 use super::ids::IdSource;
 use super::numbers::Numbers;
 use super::skeleton::{self, Skeleton};
-use super::{Options, Plan, Strategy, context, world};
+use super::{Options, Plan, Strategy, clocks_go_on, context, world};
 use crate::EngineError;
 use crate::descriptors::{self, RestoreContext, ttys};
 use crate::error::Context;
@@ -178,10 +178,10 @@ impl Maker<'_> {
             high(self.report)?,
         );
         // In a time namespace this process's clocks are the program's.
-        let continues = self.plan.strategy == Strategy::Namespaces
-            && std::path::Path::new("/proc/self/ns/time").exists();
+        let continues = clocks_go_on(self.plan.strategy);
         let context = RestoreContext {
             clocks: continues.then_some(tree.clocks),
+            own_mounts: self.plan.strategy == Strategy::Namespaces,
             ..context
         };
         let opened = descriptors::open_all(&tree.descriptions, &context)?;

@@ -22,6 +22,8 @@ use std::os::fd::{OwnedFd, RawFd};
 
 pub use execute::execute;
 pub use plan::{Plan, plan};
+use world::clocks_go_on;
+
 pub use strategy::{Abilities, Namespaces, Obstacle, Strategy};
 
 /// What to do with a file whose contents do not match the saved memory and cannot be made to.
@@ -69,6 +71,7 @@ fn context<'a>(
         terminal: options.terminal.as_ref(),
         path_map: &options.map_path,
         clocks: None,
+        own_mounts: false,
         changed_files: options.changed_files,
     }
 }

@@ -1,9 +1,10 @@
 //! Turning the skeleton into the program: memory, threads, registers, and then all at once: go.
 
 use super::numbers::Numbers;
-use super::{Options, Plan, Strategy};
+use super::{Options, Plan, Strategy, clocks_go_on};
 use super::{executable, fill, thread_births};
 use crate::calls::Calls;
+use crate::clocks::Passed;
 use crate::descriptors::inherited::{self, Inherited};
 use crate::error::Context;
 use crate::keeper;
@@ -132,10 +133,19 @@ pub fn revive(way: &Way<'_>, notes: &mut Vec<String>) -> Result<Revived, EngineE
         }
         .before_threads(one, notes)?;
     }
+    let passed = match clocks_go_on(plan.strategy) {
+        true => Passed::on(saved.clocks, pids[0]),
+        false => Passed::UNKNOWN,
+    };
+    faults::linger();
     let threads = make_threads(plan.strategy, &mut reviving)?;
     for (one, others) in reviving.into_iter().zip(threads) {
         let (pid, held) = (one.pid, one.saved.stopped_by.is_some());
-        ready.push((pid, held, with_threads(one, others, &mut sleeping, notes)?));
+        ready.push((
+            pid,
+            held,
+            with_threads(one, others, &passed, &mut sleeping, notes)?,
+        ));
     }
     for (process, (_, _, threads)) in saved.processes.iter().zip(&ready) {
         // The files of a first thread that has ended belong to root.
@@ -396,6 +406,7 @@ fn make_threads<'a>(
 fn with_threads<'a>(
     one: Reviving<'a>,
     mut others: Vec<Calls<'a>>,
+    passed: &Passed,
     sleeping: &mut HashMap<Pid, Sleeping>,
     notes: &mut Vec<String>,
 ) -> Result<Vec<Stopped>, EngineError> {
@@ -414,7 +425,7 @@ fn with_threads<'a>(
         calls
     };
     signals::restore_actions(&saved.signals, &mut first)?;
-    timers::restore_remotely(&saved.timers, &mut first)?;
+    timers::restore_remotely(&saved.timers, passed, &mut first)?;
     let mut all = vec![first];
     all.append(&mut others);
     let mut ends = Vec::new();
@@ -426,8 +437,9 @@ fn with_threads<'a>(
     signals::requeue_shared(&saved.signals.pending, saved.pid, &mut all[0])?;
     attributes::restore_dumpable(&saved.attributes, &mut all[0])?;
     for (state, calls) in saved.threads.iter().zip(&mut all) {
+        let call = state.timed_call.as_ref();
         let (registers, sleeps) =
-            timed_calls::resume_registers(&state.registers, state.timed_call.as_ref(), calls)?;
+            timed_calls::resume_registers(&state.registers, call, passed, calls)?;
         sleeping.extend(sleeps.map(|sleeps| (calls.remote.tid(), sleeps)));
         ends.push(registers);
     }

@@ -1,11 +1,13 @@
 //! The world that a restarted job lives in: namespaces of its own, with the host's files and network, where the strategy is that.
 
+use super::Strategy;
 use crate::EngineError;
 use crate::error::Context;
 use crate::model::Clocks;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use stasis_sys::namespace;
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 /// Enters new user and mount namespaces, with the own ids mapped onto themselves, and makes the pid and time namespaces that the
@@ -40,6 +42,12 @@ pub fn enter(clocks: &Clocks, notes: &mut Vec<String>) -> Result<(), EngineError
     .context(|| "making mounts private".into())
 }
 
+/// Whether a restarted program's clocks go on from the checkpoint.
+#[must_use]
+pub fn clocks_go_on(strategy: Strategy) -> bool {
+    strategy == Strategy::Namespaces && Path::new("/proc/self/ns/time").exists()
+}
+
 fn offsets(clocks: &Clocks) -> String {
     let line = |name: &str, saved: Duration, clock: rustix::time::ClockId| {
         let now = rustix::time::clock_gettime(clock);
@@ -66,4 +74,21 @@ pub fn mount_proc() -> std::io::Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("proc", "/proc", "proc", flags, None::<&std::ffi::CStr>)?;
     Ok(())
+}
+
+/// Mounts a devpts of the job's own over the host's, so that its pseudo terminals can have the numbers that they had. The host's
+/// are out of sight by name; descriptors on them stay.
+///
+/// # Errors
+/// What mount(2) says.
+pub fn mount_devpts() -> Result<(), EngineError> {
+    let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+    mount(
+        "devpts",
+        "/dev/pts",
+        "devpts",
+        flags,
+        Some(c"newinstance,ptmxmode=0666,mode=0620"),
+    )
+    .context(|| "mounting /dev/pts for the pseudo terminals of the job".into())
 }

@@ -447,7 +447,7 @@ fn compare_timers(old: &timerfd::State, new: &timerfd::State) {
     };
     assert_eq!(without_time(old), without_time(new));
     match (old.next, new.next) {
-        (Some(timerfd::Next::In(old)), Some(timerfd::Next::In(new))) => {
+        (Some(timerfd::Next::In { left: old, .. }), Some(timerfd::Next::In { left: new, .. })) => {
             assert!(
                 new <= old && old - new < Duration::from_secs(20),
                 "{old:?} {new:?}"

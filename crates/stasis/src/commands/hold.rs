@@ -8,7 +8,9 @@ use crate::output::{self, ProgressLine};
 use rustix::process::Signal;
 use stasis_supervisor::front::{self, End, Screen};
 use stasis_supervisor::line::{Told, Why};
-use stasis_supervisor::{Deadline, Error, JobName, NameLock, Settings, Shield, Start, finished};
+use stasis_supervisor::{
+    Deadline, Error, JobName, NameLock, Naming, Settings, Shield, Start, finished,
+};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -132,6 +134,10 @@ impl JobOptions {
             directory,
             command,
             interval: self.interval,
+            naming: Naming::Numbered,
+            sequence: 0,
+            membership: None,
+            environment: Vec::new(),
             keep: self.keep,
             compression: self.compress,
             threads: self.threads,

@@ -36,7 +36,7 @@ pub(super) fn listen(settings: &Settings, tasks: &Sender<Task>) -> Result<Option
             let mut fds = [PollFd::new(&signals, PollFlags::IN)];
             let _ = poll(&mut fds, None);
             while let Ok(Some(_)) = signals.read() {}
-            if !told.swap(true, Ordering::AcqRel) && tasks.send(Task::News).is_err() {
+            if !told.swap(true, Ordering::AcqRel) && tasks.send(Task::Stopped).is_err() {
                 return;
             }
         }

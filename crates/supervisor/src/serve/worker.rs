@@ -1,15 +1,18 @@
 //! The main thread: takes checkpoints when they are due or asked for, one at a time.
 
 use super::deadline::Plan;
+use super::group::{News, Round};
 use super::shield::{self, Pending};
 use super::state::Shared;
 use super::{Inbox, Task};
 use crate::line::{self, Brief, ToFront, Told, Why, fitting};
 use crate::protocol::Saved;
-use crate::{Interval, finished, retention};
+use crate::{Interval, retention};
 use crossbeam_channel::{RecvTimeoutError, Sender};
 use rustix::process::Signal;
-use stasis_engine::checkpoint::{self, JobInfo, Options, Report};
+use stasis_coordinator::link::Voice;
+use stasis_coordinator::protocol::FromMember;
+use stasis_engine::checkpoint::{self, Computation, JobInfo, Options, Report};
 use stasis_engine::progress::{Progress, Step};
 use stasis_engine::shield::Shield;
 use stasis_engine::{EngineError, Job};
@@ -81,15 +84,28 @@ pub(super) struct Worker {
     shield: Option<(Shield, Pending)>,
     /// What was to be said of the shield was said.
     told_of_shield: bool,
+    /// The coordinator, while there is one.
+    voice: Option<Voice>,
+    /// How many jobs belong to the computation.
+    members: usize,
+    /// Requests that wait for a checkpoint of all members.
+    pending: Vec<Request>,
 }
 
 enum Next {
     Checkpoint(Vec<Request>),
+    Round(Round),
     Finished,
 }
 
 impl Worker {
-    pub(super) fn new(job: Job, shared: Arc<Shared>, front: Arc<OwnedFd>, inbox: Inbox) -> Worker {
+    pub(super) fn new(
+        job: Job,
+        shared: Arc<Shared>,
+        front: Arc<OwnedFd>,
+        inbox: Inbox,
+        voice: Option<Voice>,
+    ) -> Worker {
         let interval = shared.settings.interval;
         let deadline = shared.settings.deadline.as_ref();
         let deadline = Plan::new(
@@ -106,42 +122,48 @@ impl Worker {
             deadline,
             shield: None,
             told_of_shield: false,
+            voice,
+            members: 1,
+            pending: Vec::new(),
         }
     }
 
-    /// Works until the job is over. `news` is where shielded processes are told of.
-    pub(super) fn work(&mut self, news: Option<Pending>) {
-        match news {
+    /// Works until the job is over. `stops` is where stopped processes behind a shield are told of.
+    pub(super) fn work(&mut self, stops: Option<Pending>) {
+        match stops {
             None => while self.round() {},
-            Some(news) => while self.shielded_round(&news) {},
+            Some(stops) => while self.shielded_round(&stops) {},
         }
-        for task in self.inbox.try_iter() {
-            if let Task::Checkpoint(request) = task
-                && matches!(request.waiter, Waiter::Connection(_) | Waiter::Process(_))
-            {
-                self.answer(request.waiter, &Err(EngineError::Gone.to_string()));
-            }
-        }
+        let late = self.inbox.try_iter().filter_map(|task| match task {
+            Task::Checkpoint(request) => Some(request),
+            _ => None,
+        });
+        // A signal that came too late needs no answer.
+        let waits = |request: &Request| {
+            matches!(request.waiter, Waiter::Connection(_) | Waiter::Process(_))
+        };
+        let unserved = self.pending.drain(..).chain(late);
+        let unserved: Vec<Request> = unserved.filter(waits).collect();
+        self.answer_all(unserved, &Err(EngineError::Gone.to_string()));
     }
 
     /// Waits for a reason to take a checkpoint, and takes it; false when the job is over.
     fn round(&mut self) -> bool {
         match self.next() {
-            Next::Checkpoint(requests) => {
-                self.serve(requests);
-                true
-            }
-            Next::Finished => false,
+            Next::Checkpoint(requests) => self.serve(requests),
+            Next::Round(round) => self.serve_round(&round),
+            Next::Finished => return false,
         }
+        true
     }
 
     /// The same behind a shield, on a thread of its own.
-    fn shielded_round(&mut self, news: &Pending) -> bool {
+    fn shielded_round(&mut self, stops: &Pending) -> bool {
         thread::scope(|scope| {
             let round = scope.spawn(|| {
                 let raised = shield::raise(&self.shared.settings, self.job.keeper);
                 if let Some((shield, told)) = raised {
-                    self.shield = Some((shield, Arc::clone(news)));
+                    self.shield = Some((shield, Arc::clone(stops)));
                     if let Some(text) = told.filter(|_| !self.told_of_shield) {
                         self.tell_note(text);
                     }
@@ -160,8 +182,8 @@ impl Worker {
 
     /// Looks after shielded processes: a signal that was kept away is a request.
     fn look(&self) -> Option<Request> {
-        let (shield, news) = self.shield.as_ref()?;
-        news.store(false, Ordering::Release);
+        let (shield, stops) = self.shield.as_ref()?;
+        stops.store(false, Ordering::Release);
         shield::look(shield).map(|signal| Request {
             stop: true,
             waiter: Waiter::Shield(signal),
@@ -174,9 +196,10 @@ impl Worker {
             return self.gather(vec![request]);
         }
         loop {
-            let by_interval = self
-                .interval
-                .map(|interval| self.last_end + interval.duration());
+            // The coordinator keeps the time for all members.
+            let own = self.interval.filter(|_| self.voice.is_none());
+            let by_interval =
+                own.and_then(|interval| self.last_end.checked_add(interval.duration()));
             let by_deadline = self.deadline.due(|| self.shared.memory());
             let due = match (by_interval, by_deadline) {
                 (Some(one), Some(other)) => Some(one.min(other)),
@@ -191,12 +214,21 @@ impl Worker {
                     .map_err(|_| RecvTimeoutError::Disconnected),
             };
             match task {
-                Ok(Task::Checkpoint(request)) => return self.gather(vec![request]),
-                Ok(Task::Interval(interval)) => self.interval = interval,
+                Ok(Task::Checkpoint(request)) => match self.ask_for_all(request) {
+                    Some(request) => return self.gather(vec![request]),
+                    None => continue,
+                },
+                Ok(Task::Interval(interval)) => self.set_interval(interval),
                 Ok(Task::Deadline(end)) => self.deadline.set(end),
-                Ok(Task::News) => {
+                Ok(Task::Stopped) => {
                     if let Some(request) = self.look() {
                         return self.gather(vec![request]);
+                    }
+                }
+                Ok(Task::Group(News::Round(round))) => return Next::Round(round),
+                Ok(Task::Group(news)) => {
+                    if let Some(requests) = self.learn(news) {
+                        return Next::Checkpoint(requests);
                     }
                 }
                 Ok(Task::Finished) | Err(RecvTimeoutError::Disconnected) => return Next::Finished,
@@ -217,23 +249,116 @@ impl Worker {
 
     /// Requests that have arrived before a checkpoint begins are all served by it.
     fn gather(&mut self, mut requests: Vec<Request>) -> Next {
-        for task in self.inbox.try_iter() {
+        while let Ok(task) = self.inbox.try_recv() {
             match task {
                 Task::Checkpoint(request) => requests.push(request),
-                Task::Interval(interval) => self.interval = interval,
+                Task::Interval(interval) => self.set_interval(interval),
                 Task::Deadline(end) => self.deadline.set(end),
-                Task::News => {
-                    requests.extend(self.look());
+                Task::Stopped => requests.extend(self.look()),
+                // A coordinator that has just been found: it will be heard before the next checkpoint.
+                Task::Group(news) => {
+                    self.learn(news);
                 }
                 Task::Finished => {
-                    for request in requests {
-                        self.answer(request.waiter, &Err(EngineError::Gone.to_string()));
-                    }
+                    self.answer_all(requests, &Err(EngineError::Gone.to_string()));
                     return Next::Finished;
                 }
             }
         }
         Next::Checkpoint(requests)
+    }
+
+    /// Asks the coordinator for a checkpoint of all members; gives the request back where there is none.
+    fn ask_for_all(&mut self, request: Request) -> Option<Request> {
+        let Some(voice) = &self.voice else {
+            return Some(request);
+        };
+        // Where it cannot be told, it is gone: that is going to be heard, and the request then dealt with.
+        let _ = voice.say(&FromMember::Wanted { stop: request.stop });
+        self.pending.push(request);
+        None
+    }
+
+    fn set_interval(&mut self, interval: Option<Interval>) {
+        self.interval = interval;
+        if let Some(voice) = &self.voice {
+            let seconds = interval.map(|interval| interval.duration().as_secs());
+            let _ = voice.say(&FromMember::Interval { seconds });
+        }
+    }
+
+    /// Takes note of what has changed in the computation. Gives requests that this job has to deal with alone.
+    fn learn(&mut self, news: News) -> Option<Vec<Request>> {
+        match news {
+            News::Interval(seconds) => self.interval = Interval::from_seconds(seconds),
+            News::Members(count) => self.members = count,
+            News::Found(voice) => self.voice = Some(voice),
+            // One whose coordinator has gone already.
+            News::Round(_) => {}
+            News::Lost => {
+                self.voice = None;
+                let pending = std::mem::take(&mut self.pending);
+                return (!pending.is_empty()).then_some(pending);
+            }
+        }
+        None
+    }
+
+    /// Takes this job's part in a checkpoint of all members.
+    fn serve_round(&mut self, round: &Round) {
+        while let Ok(task) = self.inbox.try_recv() {
+            match task {
+                Task::Checkpoint(request) => self.pending.extend([request]),
+                Task::Interval(interval) => self.set_interval(interval),
+                Task::Deadline(end) => self.deadline.set(end),
+                Task::Stopped => self.pending.extend(self.look()),
+                Task::Group(News::Round(_)) => return,
+                Task::Group(news) => {
+                    let requests = self.learn(news);
+                    self.pending.extend(requests.into_iter().flatten());
+                }
+                Task::Finished => {
+                    let _ = round.gate.give_up(&EngineError::Gone.to_string(), true);
+                    return;
+                }
+            }
+        }
+        // Who wants more than this round gives waits for the next one.
+        let (later, served) = std::mem::take(&mut self.pending)
+            .into_iter()
+            .partition(|request: &Request| request.stop && !round.stop);
+        self.pending = later;
+        self.shared.bytes.reset();
+        self.shared.lock().checkpointing = true;
+        let seen = self.shared.wait_for_quiet();
+        let result = match round.gate.failure() {
+            Some(failure) => Err(EngineError::Failed(failure.reason)),
+            None => self.attempt(round.stop, Some(round)),
+        };
+        self.last_end = Instant::now();
+        let outcome = match result {
+            Ok((report, taken_at)) => {
+                round.gate.done(&report.path);
+                Ok(saved(report, taken_at))
+            }
+            Err(error) => {
+                let disturbed = matches!(&error, EngineError::Refused(refusals)
+                    if self.shared.was_disturbed(seen, refusals));
+                if disturbed {
+                    self.shared.wait_for_another(seen);
+                }
+                let failure = round.gate.failure();
+                let failure =
+                    failure.unwrap_or_else(|| round.gate.give_up(&error.to_string(), disturbed));
+                if failure.again {
+                    self.pending.extend(served);
+                    self.shared.lock().checkpointing = false;
+                    return;
+                }
+                Err(failure.reason)
+            }
+        };
+        self.conclude(served, round.stop, outcome);
     }
 
     fn announce(&self, due: Option<Instant>) {
@@ -247,14 +372,27 @@ impl Worker {
         self.shared.bytes.reset();
         self.shared.lock().checkpointing = true;
         let stop = requests.iter().any(|request| request.stop);
-        let why = why(&requests);
         let began = Instant::now();
-        let outcome = self.checkpoint(stop);
+        let outcome = if self.members > 1 {
+            Err(format!(
+                "this program is one of {} that can only be saved together, and their coordinator is gone: start one at \
+                 the same port (dmtcp_coordinator), they join it by themselves",
+                self.members
+            ))
+        } else {
+            self.checkpoint(stop)
+        };
         self.last_end = Instant::now();
         match &outcome {
             Ok(_) => self.deadline.learn(began.elapsed()),
             Err(_) => self.deadline.failed(),
         }
+        self.conclude(requests, stop, outcome);
+    }
+
+    /// Tells everybody who waits what came of a checkpoint.
+    fn conclude(&self, requests: Vec<Request>, stop: bool, outcome: Outcome) {
+        let why = why(&requests);
         self.note(&outcome);
         if self.shared.settings.tell_checkpoints {
             self.tell(&self.told(&outcome, why, stop), true);
@@ -267,8 +405,12 @@ impl Worker {
             Err(_) if stop => self.pass_on(&requests),
             _ => {}
         }
+        self.answer_all(requests, &outcome);
+    }
+
+    fn answer_all(&self, requests: Vec<Request>, outcome: &Outcome) {
         for request in requests {
-            self.answer(request.waiter, &outcome);
+            self.answer(request.waiter, outcome);
         }
     }
 
@@ -307,6 +449,7 @@ impl Worker {
         now.checkpointing = false;
         match outcome {
             Ok(saved) => {
+                now.sequence = saved.sequence;
                 now.last = Some(saved.clone());
                 now.last_error = None;
             }
@@ -319,7 +462,7 @@ impl Worker {
     fn checkpoint(&mut self, stop: bool) -> Outcome {
         for attempt in 1.. {
             let seen = self.shared.wait_for_quiet();
-            match self.attempt(stop) {
+            match self.attempt(stop, None) {
                 Err(EngineError::Refused(refusals))
                     if attempt < ATTEMPTS && self.shared.was_disturbed(seen, &refusals) =>
                 {
@@ -335,13 +478,30 @@ impl Worker {
         unreachable!("the loop above returns")
     }
 
-    fn attempt(&mut self, stop: bool) -> Result<(Report, jiff::Timestamp), EngineError> {
+    fn attempt(
+        &mut self,
+        stop: bool,
+        round: Option<&Round>,
+    ) -> Result<(Report, jiff::Timestamp), EngineError> {
         let settings = &self.shared.settings;
-        let sequence = finished::next_sequence(&settings.directory, &settings.name)
+        let wanted = round.map(|round| round.generation);
+        let next = (settings.naming)
+            .next(
+                &settings.directory,
+                &settings.name,
+                self.shared.generation(),
+                wanted,
+            )
             .map_err(|error| EngineError::Failed(error.to_string()))?;
-        let path = settings
-            .directory
-            .join(stasis_image::image_name(settings.name.as_str(), sequence));
+        let (path, sequence) = (next.path, next.sequence);
+        let computation = settings.membership.as_ref().map(|membership| Computation {
+            id: membership.joined().computation.clone(),
+            generation: sequence,
+            members: round.map_or_else(
+                || vec![settings.name.to_string()],
+                |round| round.members.clone(),
+            ),
+        });
         let taken_at = jiff::Timestamp::now();
         let options = Options {
             compression: settings.compression,
@@ -351,6 +511,8 @@ impl Worker {
             stop,
             withheld: shield::withheld(settings),
             here: self.shield.is_some(),
+            replace: next.replace,
+            barrier: round.map(|round| Arc::clone(&round.gate) as Arc<_>),
             info: JobInfo {
                 name: settings.name.to_string(),
                 sequence,
@@ -360,6 +522,7 @@ impl Worker {
                     .nodename()
                     .to_string_lossy()
                     .into_owned(),
+                computation,
             },
         };
         let progress = Telling {
@@ -375,6 +538,9 @@ impl Worker {
 
     fn prune(&self) {
         let settings = &self.shared.settings;
+        if !settings.naming.prunes() {
+            return;
+        }
         if let Err(error) = retention::prune(&settings.directory, &settings.name, settings.keep) {
             self.tell(
                 &ToFront::Note(fitting(format!("old checkpoints stay: {error}"))),
