@@ -17,7 +17,7 @@ fn jobs_continue_by_themselves() {
         Ok(cluster) => cluster,
         Err(reason) => skip!("{reason}"),
     };
-    let scenarios: [(&str, Scenario); 9] = [
+    let scenarios: [(&str, Scenario); 10] = [
         ("time limit", time_limit),
         ("preemption with grace", |cluster| {
             preemption(cluster, "grace", "n3")
@@ -31,6 +31,7 @@ fn jobs_continue_by_themselves() {
         ("dead node", dead_node),
         ("full directory", full_directory),
         ("submitted again", submitted_again),
+        ("another processor", another_processor),
     ];
     let only = std::env::var("STASIS_TEST_SCENARIO").unwrap_or_default();
     let failed: Vec<&str> = thread::scope(|scope| {
@@ -286,4 +287,23 @@ fn submitted_again(cluster: &Cluster) {
     let mut all = numbers(&first.output());
     all.extend(numbers(&second.output()));
     assert_eq!(all, (1..=100).collect::<Vec<u32>>());
+}
+
+/// A node that lacks what the program may use refuses it by name, and loses nothing.
+fn another_processor(cluster: &Cluster) {
+    let sandbox = Sandbox::new();
+    let pretend = "if [ \"$SLURM_RESTART_COUNT\" = 1 ]; then export STASIS_TEST_FAULT=pretend@old-processor; fi\n";
+    let script = pretend.to_owned() + &counting("", 100, 100);
+    let job = cluster.submit(&sandbox, &["-w", "n6", "--time=10"], &script);
+    wait_for(&job, 20);
+    job.command("scontrol", &["requeue", &job.id]);
+    job.wait_state("FAILED");
+    let output = job.output();
+    assert!(
+        output.contains("this host's processor: it lacks"),
+        "{output}"
+    );
+    assert!(output.contains("sse4.2"), "{output}");
+    job.command("scontrol", &["requeue", &job.id]);
+    counts_to(&job, 100);
 }

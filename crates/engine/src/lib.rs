@@ -28,6 +28,7 @@ pub mod keeper;
 pub mod maps;
 pub mod memory;
 pub mod model;
+pub mod processor;
 pub mod progress;
 pub mod restart;
 pub mod shield;

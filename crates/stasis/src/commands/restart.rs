@@ -44,6 +44,9 @@ pub struct Restarting {
     /// What to do when a file differs from what the program had and cannot be put back
     #[arg(long, value_enum, value_name = "WHAT", default_value = "refuse")]
     pub changed_files: Changed,
+    /// Start also where this host's processor lacks something that the program had and may use
+    #[arg(long)]
+    pub any_processor: bool,
     /// Open what was below OLD below NEW instead; may be repeated
     #[arg(long, value_name = "OLD=NEW", value_parser = parse_mapping)]
     pub map_path: Vec<(String, String)>,
@@ -91,6 +94,7 @@ impl Restarting {
                 Changed::Accept => ChangedFiles::Accept,
             },
             map_path: self.map_path.clone(),
+            any_processor: self.any_processor,
             threads,
             ..Options::default()
         }
