@@ -44,6 +44,9 @@ pub struct Restarting {
     /// What to do when a file differs from what the program had and cannot be put back
     #[arg(long, value_enum, value_name = "WHAT", default_value = "refuse")]
     pub changed_files: Changed,
+    /// Start also where this host's processor lacks something that the program had and may use
+    #[arg(long)]
+    pub any_processor: bool,
     /// Open what was below OLD below NEW instead; may be repeated
     #[arg(long, value_name = "OLD=NEW", value_parser = parse_mapping)]
     pub map_path: Vec<(String, String)>,
@@ -91,6 +94,7 @@ impl Restarting {
                 Changed::Accept => ChangedFiles::Accept,
             },
             map_path: self.map_path.clone(),
+            any_processor: self.any_processor,
             threads,
             ..Options::default()
         }
@@ -128,6 +132,7 @@ pub fn run(arguments: Arguments) -> Result {
     let directory = job.directory(beside)?;
     let (lock, name) = hold::claim(&directory, &wanted, job.name.is_some())?;
     let settings = job.settings(name, directory, vec![first_name.clone()]);
+    let mut log = job.log(&settings.directory, &settings.name, String::new());
     let held = first_usable(
         Choice {
             skipped: Vec::new(),
@@ -135,6 +140,8 @@ pub fn run(arguments: Arguments) -> Result {
         },
         &settings,
         &how,
+        job.ending(),
+        &mut log,
     );
     let held = held.and_then(|held| {
         held.ok_or_else(|| Failure::own(format!("no checkpoint in {} can be used", path.display())))
@@ -172,6 +179,8 @@ pub fn first_usable(
     choice: Choice,
     settings: &Settings,
     how: &Restarting,
+    ending: hold::Ending,
+    log: &mut Option<hold::Log>,
 ) -> std::result::Result<Option<Held>, Failure> {
     tell_skipped(&choice);
     let several = choice.images.len() > 1;
@@ -194,7 +203,7 @@ pub fn first_usable(
             command,
             ..settings.clone()
         };
-        match hold::attend(Start::Restart { image, options }, &settings)? {
+        match hold::attend(Start::Restart { image, options }, &settings, ending, log)? {
             Held::Damaged(reason) => last = Some(reason),
             held => return Ok(Some(held)),
         }
