@@ -180,10 +180,6 @@ struct Ready {
     lock: NameLock,
 }
 
-fn options_of(_: &ArgMatches) -> engine::Options {
-    engine::Options::default()
-}
-
 fn restart(matches: &ArgMatches, images: Vec<Candidate>) -> Result<ExitCode, Failure> {
     let mut opened = Vec::new();
     for candidate in images {
@@ -195,7 +191,7 @@ fn restart(matches: &ArgMatches, images: Vec<Candidate>) -> Result<ExitCode, Fai
         for (candidate, image) in &opened {
             let options = engine::Options {
                 verify_while_filling: true,
-                ..options_of(matches)
+                ..engine::Options::default()
             };
             engine::plan(image, &options, &Silent).map_err(|error| {
                 Failure::own(format!(
@@ -222,7 +218,7 @@ fn restart(matches: &ArgMatches, images: Vec<Candidate>) -> Result<ExitCode, Fai
         connection::write_port_file(&file, address.port)
             .map_err(|error| Failure::own(format!("writing the port to {file}: {error}")))?;
     }
-    hold_all(matches, ready)
+    hold_all(ready)
 }
 
 fn join_of(candidate: &Candidate, size: usize, interval: Option<u64>) -> Join {
@@ -289,7 +285,7 @@ fn own_directory(directory: &Path) -> PathBuf {
 }
 
 /// Continues the first in this process, the others in copies of it, and waits for all.
-fn hold_all(matches: &ArgMatches, ready: Vec<Ready>) -> Result<ExitCode, Failure> {
+fn hold_all(ready: Vec<Ready>) -> Result<ExitCode, Failure> {
     let mut ready = ready.into_iter();
     let Some(first) = ready.next() else {
         return Err(Failure::own("there is no image"));
@@ -311,7 +307,7 @@ fn hold_all(matches: &ArgMatches, ready: Vec<Ready>) -> Result<ExitCode, Failure
                             .and_then(Membership::take),
                     );
                 }
-                let code = match hold_one(matches, next) {
+                let code = match hold_one(next) {
                     Ok(Held::Code(code)) => code,
                     Ok(Held::Signal(status)) => process::end_with(status),
                     Err(failure) => {
@@ -327,17 +323,17 @@ fn hold_all(matches: &ArgMatches, ready: Vec<Ready>) -> Result<ExitCode, Failure
             }
         }
     }
-    let end = hold_one(matches, first);
+    let end = hold_one(first);
     for pid in others {
         wait_for(pid);
     }
     end.map(Held::pass_on)
 }
 
-fn hold_one(matches: &ArgMatches, ready: Ready) -> Result<Held, Failure> {
+fn hold_one(ready: Ready) -> Result<Held, Failure> {
     let start = Start::Restart {
         image: ready.image,
-        options: options_of(matches),
+        options: engine::Options::default(),
     };
     hold::attend(start, &ready.settings, ready.lock)
 }
