@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod build;
+mod cluster;
 mod cycle;
 mod job_script;
 mod processes;
@@ -24,6 +25,7 @@ mod running;
 mod sandbox;
 
 pub use build::{Linkage, go_program, program, script, stasis_binary};
+pub use cluster::{Cluster, SlurmJob};
 pub use cycle::{
     Compare, Program, verify_after_restart, verify_after_restart_with, verify_or_refused,
 };

@@ -5,9 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each crate, and those of ours that it may depend on: what lies below it in the map.
-const MAP: [(&str, &[&str]); 8] = [
+const MAP: [(&str, &[&str]); 9] = [
     ("sys", &[]),
     ("image", &[]),
+    ("scheduler", &[]),
     ("tracee", &["sys"]),
     ("engine", &["sys", "tracee", "image"]),
     ("coordinator", &[]),
@@ -21,7 +22,15 @@ const MAP: [(&str, &[&str]); 8] = [
     ),
     (
         "stasis",
-        &["sys", "tracee", "image", "engine", "supervisor", "dmtcp"],
+        &[
+            "sys",
+            "tracee",
+            "image",
+            "engine",
+            "supervisor",
+            "dmtcp",
+            "scheduler",
+        ],
     ),
 ];
 

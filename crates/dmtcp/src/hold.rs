@@ -70,7 +70,10 @@ pub(crate) fn settings(job: Job, matches: &ArgMatches) -> Settings {
         file_limit: options::file_limit(matches),
         exit_with_root: false,
         checkpoint_signal: None,
-        stop_signal: None,
+        stop_signals: Vec::new(),
+        shield: None,
+        deadline: None,
+        tell_checkpoints: false,
         show_progress: false,
     }
 }
@@ -139,13 +142,13 @@ pub(crate) fn attend(start: Start, settings: &Settings, lock: NameLock) -> Resul
     let end = front::attend(start, settings, &mut Stderr);
     lock.release();
     match end.map_err(Failure::own)? {
-        End::Status(status) => Ok(
+        End::Status(status) | End::Interrupted(status) => Ok(
             match status.exit_code().and_then(|code| u8::try_from(code).ok()) {
                 Some(code) => Held::Code(code),
                 None => Held::Signal(status),
             },
         ),
-        End::Saved(path) => {
+        End::Saved(path, _) => {
             output::remark(&format!("saved and stopped: {}", path.display()));
             Ok(Held::Code(SAVED_AND_STOPPED))
         }

@@ -13,7 +13,7 @@ use crate::model::{Tree, Zombie};
 use crate::store::Store;
 use crate::sysv::{self, Member};
 use crate::tree::{self, Stat, status_field};
-use crate::{EngineError, Job, Refusal};
+use crate::{EngineError, Job, Refusal, processor};
 use stasis_sys::task::{self, Shared};
 use stasis_sys::{Pid, procfs};
 use std::fs;
@@ -345,6 +345,7 @@ pub fn capture(
             .collect(),
         descriptions: open.descriptions,
         vdso,
+        processor: processor::capture(),
         clocks: clocks::of(job.keeper),
         // Asked now, as the tree stands still: whoever waits in this image is in the list, and nobody can join it.
         requesters: (options.requesters.list().iter())

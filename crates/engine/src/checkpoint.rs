@@ -12,7 +12,7 @@ use stasis_image::{Compression, ImageWriter, ObjectId, Run, StoreJob, WriteOptio
 use stasis_sys::pagemap::Pages;
 use stasis_sys::process::Waited;
 use stasis_sys::{Pid, procfs};
-use stasis_tracee::Memory;
+use stasis_tracee::{Memory, Withheld};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::RecvTimeoutError;
@@ -33,6 +33,10 @@ pub struct Options {
     pub requesters: Requesters,
     /// End the program in the same instant: it never runs on after what was saved.
     pub stop: bool,
+    /// Signals from outside that are meant for whoever saves the program, and not for the program: the image does not hold them.
+    pub withheld: Withheld,
+    /// The calling thread traces the program already ([`crate::shield`]): it traces it for the checkpoint as well.
+    pub here: bool,
     /// The image takes the place of an older one of the same name, if there is one.
     pub replace: bool,
     /// Others that are saved at the same instant.
@@ -134,6 +138,9 @@ pub fn checkpoint(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Report, EngineError> {
+    if options.here {
+        return trace(job, path, options, progress);
+    }
     // Tracees belong to the thread that has seized them. One that could not be stopped cannot be let go either, but the kernel
     // does that when the tracing thread ends (`exit_ptrace`, `kernel/ptrace.c`).
     std::thread::scope(|scope| {
@@ -199,7 +206,7 @@ fn trace(
     progress.step(Step::Freeze);
     let paused = Instant::now();
     let ours: BTreeSet<Pid> = job.memory.ours.iter().copied().collect();
-    let mut frozen = freeze::freeze(job.keeper, &ours, &job.memory.sleeping)?;
+    let mut frozen = freeze::freeze(job.keeper, &ours, &job.memory.sleeping, options.withheld)?;
     others(Point::Frozen)?;
     faults::pass("frozen")?;
     job.memory.sleeping = sleeping(&frozen);
@@ -208,6 +215,11 @@ fn trace(
     faults::pass("settled")?;
     progress.step(Step::LivePart);
     let mut captured = capture::capture(&mut frozen, job, options, &store)?;
+    for process in &mut captured.tree.processes {
+        let meant = |queued: &crate::signals::Queued| !options.withheld.holds(&queued.0);
+        process.signals.pending.retain(meant);
+        (process.threads.iter_mut()).for_each(|thread| thread.pending.retain(meant));
+    }
     faults::pass("captured")?;
     let mut twins: Vec<Option<twin::Twin>> = frozen.processes.iter().map(|_| None).collect();
     let wanted = wanted_twins(&frozen, &captured, options);

@@ -10,7 +10,7 @@ use crate::interruptions::{self, Continued};
 use crate::timed_calls::{self, Sleeping};
 use crate::tree::{self, Stat};
 use stasis_sys::{Pid, procfs};
-use stasis_tracee::{Born, Memory, Running, Stop, Stopped, TraceError};
+use stasis_tracee::{Born, Memory, Running, Stop, Stopped, TraceError, Withheld};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
@@ -78,7 +78,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 /// A thread that has not stopped after this is looked at.
 const UNREACHABLE_AFTER: Duration = Duration::from_millis(3);
 
-/// Stops every descendant of `keeper` except those of `ours`.
+/// Stops every descendant of `keeper` except those of `ours`. `known` are the sleeps that the last checkpoint has seen;
+/// signals of `withheld` that arrive meanwhile do not reach the program.
 ///
 /// # Errors
 /// [`EngineError::Gone`] when there is none; [`TraceError::Stuck`] when a thread cannot be stopped; `EPERM` when one may not be
@@ -87,11 +88,12 @@ pub fn freeze(
     keeper: Pid,
     ours: &BTreeSet<Pid>,
     known: &HashMap<Pid, Sleeping>,
+    withheld: Withheld,
 ) -> Result<Frozen, EngineError> {
     let deadline = Instant::now() + FREEZE_LIMIT;
     let mut pause = Duration::from_millis(1);
     loop {
-        match attempt(keeper, ours, known) {
+        match attempt(keeper, ours, known, withheld) {
             Err(EngineError::Tracee(TraceError::Stuck(tid))) => {
                 if Instant::now() >= deadline {
                     return Err(unreachable(tid));
@@ -140,6 +142,7 @@ fn attempt(
     keeper: Pid,
     ours: &BTreeSet<Pid>,
     known: &HashMap<Pid, Sleeping>,
+    withheld: Withheld,
 ) -> Result<Frozen, EngineError> {
     let mut catch = Catch::default();
     let members = || -> Vec<Pid> {
@@ -185,7 +188,7 @@ fn attempt(
                 let _ = running.interrupt();
             }
         }
-        let mut born = Born::default();
+        let mut born = Born(Vec::new(), withheld);
         while let Some((tid, running)) = catch.running.pop_first() {
             match wait_patiently(running, &mut born) {
                 Ok(stopped) => {

@@ -60,6 +60,12 @@ impl Host {
     }
 }
 
+/// Whether a process is kept from tracing those above it, whatever their user (`kernel.yama.ptrace_scope`).
+#[must_use]
+pub fn may_not_trace_ancestors() -> bool {
+    number("/proc/sys/kernel/yama/ptrace_scope").is_some_and(|scope| scope > 0)
+}
+
 fn number(path: &str) -> Option<u32> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }

@@ -3,7 +3,7 @@
 use crate::checkpoint::JobInfo;
 use crate::descriptors::{Description, Table, ptys};
 use crate::file_policy::FileRecord;
-use crate::{EngineError, attributes, credentials, memory, signals, threads, timers};
+use crate::{EngineError, attributes, credentials, memory, processor, signals, threads, timers};
 use serde::{Deserialize, Serialize};
 use stasis_image::Image;
 use stasis_sys::Pid;
@@ -35,6 +35,8 @@ pub struct Tree {
     /// The kernel's code that the processes had.
     #[serde(with = "serde_bytes")]
     pub vdso: Vec<u8>,
+    /// What the program may rely on of the processor.
+    pub processor: processor::State,
     /// The program's clocks.
     pub clocks: Clocks,
     /// The processes inside the tree that had asked for a checkpoint and waited for the answer.

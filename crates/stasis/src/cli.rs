@@ -1,11 +1,13 @@
 //! The command line.
 
 use crate::commands;
+use crate::moment;
 use clap::{Args, Parser, Subcommand};
 use stasis_image::Compression;
-use stasis_supervisor::{Interval, JobName, signal_name};
+use stasis_supervisor::{Deadline, Interval, JobName, signal_name};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 /// Saves running programs and continues them later: the whole process tree, as an ordinary user, with nothing
 /// injected into the program.
@@ -30,6 +32,8 @@ pub enum Command {
     Verify(commands::verify::Arguments),
     Check(commands::check::Arguments),
     Demo(commands::demo::Arguments),
+    Rehearse(commands::rehearse::Arguments),
+    SlurmScript(commands::slurm_script::Arguments),
     Completions(commands::completions::Arguments),
     Man(commands::man::Arguments),
 }
@@ -55,9 +59,28 @@ pub struct JobOptions {
     /// Take a checkpoint when this command receives SIGNAL, instead of passing it on
     #[arg(long, value_name = "SIGNAL", value_parser = signal_name::parse_trigger)]
     pub checkpoint_signal: Option<i32>,
-    /// Save and stop the job when this command receives SIGNAL, and exit with status 85
+    /// Save and stop the job when this command receives SIGNAL, and exit with status 85; may be repeated
     #[arg(long, value_name = "SIGNAL", value_parser = signal_name::parse_trigger)]
-    pub stop_signal: Option<i32>,
+    pub stop_signal: Vec<i32>,
+    /// Keep the stop signals of other users from the job's processes, which are saved and stopped instead: batch systems
+    /// send their warning to all of them. The processes are traced between checkpoints then, too
+    #[arg(long)]
+    pub shield: bool,
+    /// Save and stop the job in time before TIME: +90m from now, or 2026-11-21T18:00 on this host's clock
+    #[arg(long, value_name = "TIME", value_parser = moment::parse)]
+    pub deadline: Option<SystemTime>,
+    /// How long before its deadline a job is saved and stopped; from the measured cost of its checkpoints when not given
+    #[arg(long, value_name = "INTERVAL")]
+    pub margin: Option<Interval>,
+    /// Exit status of a job that was saved and stopped, 85 when not given
+    #[arg(long, value_name = "STATUS", value_parser = clap::value_parser!(u8).range(1..))]
+    pub stop_code: Option<u8>,
+    /// Remove the job's checkpoints when its program has ended with status 0
+    #[arg(long)]
+    pub remove_after_success: bool,
+    /// Write one line for each event, on standard error and to NAME.log beside the checkpoints
+    #[arg(long)]
+    pub log: bool,
     /// How checkpoints are compressed: auto (lz4 where the disk is slower than that), none, lz4, zstd or zstd:LEVEL
     #[arg(long, value_name = "HOW", default_value_t)]
     pub compress: Compression,
@@ -70,6 +93,12 @@ pub struct JobOptions {
     /// Show how checkpoints come along, on standard error where that is a terminal
     #[arg(long)]
     pub progress: bool,
+    /// Set by a batch system: processes above this one that a stop signal is kept from.
+    #[arg(skip)]
+    pub strangers: Vec<i32>,
+    /// Set by a batch system: who knows when the job has to end.
+    #[arg(skip)]
+    pub deadline_source: Option<Deadline>,
 }
 
 /// A number of bytes: `512`, `64K`, `64M`, `1G`, all binary.

@@ -2,9 +2,11 @@
 
 #![forbid(unsafe_code)]
 
+mod batch;
 mod cli;
 mod commands;
 mod exit;
+mod moment;
 mod output;
 
 use clap::Parser;

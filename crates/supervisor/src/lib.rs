@@ -36,5 +36,5 @@ pub use job_name::{BadName, JobName};
 pub use membership::Membership;
 pub use name_lock::NameLock;
 pub use naming::Naming;
-pub use settings::Settings;
+pub use settings::{Deadline, Settings, Shield};
 pub use start::{NOT_EXECUTABLE, NOT_FOUND, OWN_FAILURE, Start};

@@ -46,7 +46,52 @@ pub enum ToFront {
     SavedAndStopped {
         /// The image.
         path: PathBuf,
+        /// Why.
+        why: Why,
     },
+    /// A checkpoint was taken, or was not ([`crate::Settings::tell_checkpoints`]).
+    Checkpoint(Told),
+}
+
+/// What made the supervisor take a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Why {
+    /// A command asked for it.
+    Request,
+    /// The interval has passed.
+    Interval,
+    /// This signal has arrived, at the front or at somebody who is shielded from it.
+    Signal(i32),
+    /// The deadline is near.
+    Deadline,
+}
+
+/// One checkpoint, for a log of the run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// What made it happen.
+    pub why: Why,
+    /// The image, or why there is none.
+    pub outcome: Result<Brief, String>,
+    /// Seconds until the next one is due; none where no more comes by time.
+    pub next_seconds: Option<u64>,
+    /// The program was to end with it.
+    pub stop: bool,
+}
+
+/// What there is to say of an image in one line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Brief {
+    /// The image.
+    pub path: PathBuf,
+    /// Its number.
+    pub sequence: u64,
+    /// For how long the program stood still, in microseconds.
+    pub pause_us: u64,
+    /// From the request to the commit, in microseconds.
+    pub total_us: u64,
+    /// Length of the image in bytes.
+    pub image_bytes: u64,
 }
 
 /// What the front tells the supervisor.
@@ -56,6 +101,8 @@ pub enum ToSupervisor {
     Checkpoint {
         /// Whether the program shall be ended with it.
         stop: bool,
+        /// The signal.
+        signal: i32,
     },
 }
 

@@ -3,8 +3,37 @@
 use crate::{Interval, JobName, Membership, Naming};
 use stasis_image::Compression;
 use std::ffi::OsString;
+use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// Who is to be kept from the stop signals ([`stasis_engine::shield`]), beside the program.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shield {
+    /// Processes outside the program, such as a batch job's shell, for which a stop signal is a request as well.
+    pub strangers: Vec<i32>,
+}
+
+/// A moment by which the program must have been saved and stopped, and which may be put off while it runs.
+#[derive(Clone)]
+pub struct Deadline {
+    /// Looks the moment up; none where there is no end in sight. May take a while.
+    pub look_up: Arc<dyn Fn() -> Option<SystemTime> + Send + Sync>,
+    /// How long before the moment the last checkpoint begins; from its measured cost where none is given.
+    pub margin: Option<Duration>,
+    /// The least that the margin is where none is given.
+    pub least: Option<Duration>,
+}
+
+impl fmt::Debug for Deadline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Deadline")
+            .field("margin", &self.margin)
+            .finish_non_exhaustive()
+    }
+}
 
 /// What the user has asked for; the same for a start and a restart.
 #[derive(Clone, Debug)]
@@ -37,8 +66,14 @@ pub struct Settings {
     pub exit_with_root: bool,
     /// A signal sent to the front that is a request for a checkpoint.
     pub checkpoint_signal: Option<i32>,
-    /// A signal sent to the front that is a request to save and stop.
-    pub stop_signal: Option<i32>,
+    /// Signals sent to the front that are requests to save and stop.
+    pub stop_signals: Vec<i32>,
+    /// Keeps the stop signals away from the program and others.
+    pub shield: Option<Shield>,
+    /// When the program must have been saved and stopped.
+    pub deadline: Option<Deadline>,
+    /// Whether the front is told of every checkpoint.
+    pub tell_checkpoints: bool,
     /// Whether the front shows how checkpoints come along.
     pub show_progress: bool,
 }

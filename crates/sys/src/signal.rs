@@ -65,6 +65,15 @@ pub fn set_mask(set: SignalSet) -> io::Result<SignalSet> {
     }
 }
 
+/// Whether a blocked signal waits for the calling process or thread (`rt_sigpending(2)`).
+#[must_use]
+pub fn is_pending(signal: i32) -> bool {
+    let mut pending = 0u64;
+    // SAFETY: the pointer is to a live u64 value, and the size given is its own.
+    let rc = unsafe { libc::syscall(libc::SYS_rt_sigpending, &raw mut pending, SET_BYTES) };
+    rc == 0 && SignalSet(pending).contains(signal)
+}
+
 /// Sets `signal`'s action to the default one (`sigaction(2)`, `SIG_DFL`).
 ///
 /// # Errors

@@ -13,6 +13,7 @@ mod ptrace;
 mod remote;
 pub mod slot;
 mod state;
+mod watch;
 
 pub use arch::{Registers, Xstate};
 pub use error::TraceError;
@@ -20,3 +21,4 @@ pub use memory::Memory;
 pub use ptrace::{PendingSignal, RseqConfiguration, SIGINFO_BYTES};
 pub use remote::{Child, Remote};
 pub use state::{Born, Running, Stop, Stopped};
+pub use watch::{Withheld, pump};

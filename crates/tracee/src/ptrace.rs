@@ -42,7 +42,11 @@ pub(crate) fn seize(tid: Pid, die_with_us: bool) -> Result<(), TraceError> {
         | libc::PTRACE_O_TRACEFORK
         | libc::PTRACE_O_TRACEVFORK
         | libc::PTRACE_O_TRACESYSGOOD;
-    request("attaching to", libc::PTRACE_SEIZE, tid, 0, options as usize).map(drop)
+    seize_with(tid, options as usize)
+}
+
+pub(crate) fn seize_with(tid: Pid, options: usize) -> Result<(), TraceError> {
+    request("attaching to", libc::PTRACE_SEIZE, tid, 0, options).map(drop)
 }
 
 pub(crate) fn set_options(tid: Pid, options: usize) -> Result<(), TraceError> {
@@ -81,6 +85,24 @@ pub(crate) fn detach(tid: Pid, signal: i32) -> Result<(), TraceError> {
         signal as usize,
     )
     .map(drop)
+}
+
+/// Lets a thread of a stopped process stay stopped, and be continued by SIGCONT (`PTRACE_LISTEN`).
+pub(crate) fn listen(tid: Pid) -> Result<(), TraceError> {
+    request("listening to", libc::PTRACE_LISTEN, tid, 0, 0).map(drop)
+}
+
+/// The signal that a thread is about to receive.
+pub(crate) fn signal_info(tid: Pid) -> Result<PendingSignal, TraceError> {
+    let mut info = [0u8; SIGINFO_BYTES];
+    request(
+        "asking for the signal of",
+        libc::PTRACE_GETSIGINFO,
+        tid,
+        0,
+        info.as_mut_ptr() as usize,
+    )?;
+    Ok(info)
 }
 
 pub(crate) fn event_message(tid: Pid) -> Result<u64, TraceError> {
@@ -281,4 +303,13 @@ pub(crate) fn wait(tid: Pid, block: bool) -> Result<Option<i32>, TraceError> {
             }
         }
     }
+}
+
+/// News of any thread that the calling thread traces, and of no child of another one (`__WNOTHREAD`); `None` where there is none.
+pub(crate) fn wait_any() -> Option<(Pid, i32)> {
+    let mut status = 0;
+    let options = libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG;
+    // SAFETY: the pointer is to a live c_int.
+    let tid = unsafe { libc::waitpid(-1, &raw mut status, options) };
+    (tid > 0).then_some((Pid(tid), status))
 }

@@ -1,7 +1,7 @@
 //! A traced thread, running or stopped.
 
 use crate::ptrace::{self, PendingSignal, RseqConfiguration};
-use crate::{Registers, TraceError, Xstate};
+use crate::{Registers, TraceError, Withheld, Xstate};
 use stasis_sys::Pid;
 use stasis_sys::signal::SignalSet;
 use std::time::{Duration, Instant};
@@ -34,7 +34,7 @@ pub struct Stopped {
 
 /// What was seen on the way to a stop.
 #[derive(Debug, Default)]
-pub struct Born(pub Vec<Pid>);
+pub struct Born(pub Vec<Pid>, pub Withheld);
 
 pub(crate) enum News {
     Stop(Stop),
@@ -76,6 +76,15 @@ impl Running {
         Ok(Running { tid })
     }
 
+    /// The same for one thread, and nothing that it makes.
+    ///
+    /// # Errors
+    /// As [`Running::seize`].
+    pub fn seize_alone(tid: Pid) -> Result<Running, TraceError> {
+        ptrace::seize_with(tid, 0)?;
+        Ok(Running { tid })
+    }
+
     /// The same for a process that is being made: it, and what it makes, is killed when the supervisor dies.
     ///
     /// # Errors
@@ -104,8 +113,8 @@ impl Running {
         ptrace::interrupt(self.tid)
     }
 
-    /// Waits until it has stopped. Signals that it was about to receive are delivered on the way; what it gave birth to
-    /// is added to `born`.
+    /// Waits until it has stopped. Signals that it was about to receive are delivered on the way, but for those that `born` says
+    /// are withheld; what it gave birth to is added to `born`.
     ///
     /// # Errors
     /// [`TraceError::Dead`]; [`TraceError::Stuck`] after `limit`.
@@ -120,7 +129,11 @@ impl Running {
                     born.0.push(child);
                     ptrace::resume(tid, 0)?;
                 }
-                News::Signal(signal) => ptrace::resume(tid, signal)?,
+                News::Signal(signal) => {
+                    let withheld = born.1.is_about(signal)
+                        && ptrace::signal_info(tid).is_ok_and(|info| born.1.holds(&info));
+                    ptrace::resume(tid, if withheld { 0 } else { signal })?;
+                }
                 // A trap of its own (a debugger's breakpoint): a signal like any other.
                 News::Trap => ptrace::resume(tid, libc::SIGTRAP)?,
                 News::SyscallTrap | News::Other => ptrace::resume(tid, 0)?,

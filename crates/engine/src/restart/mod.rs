@@ -21,6 +21,7 @@ use crate::store::Loader;
 use std::os::fd::{OwnedFd, RawFd};
 
 pub use execute::execute;
+pub(crate) use plan::refusal;
 pub use plan::{Plan, plan};
 use world::clocks_go_on;
 
@@ -52,6 +53,8 @@ pub struct Options {
     /// The plan will be carried out: the memory of processes, most of an image, need not be read twice, once to be verified and
     /// once to be put in its place, where nothing but the new processes would have been touched when damage is found.
     pub verify_while_filling: bool,
+    /// Start also where the processor lacks features that the program may use.
+    pub any_processor: bool,
     /// The slave side of a terminal that becomes the job's controlling terminal, where the job had one.
     pub terminal: Option<OwnedFd>,
 }

@@ -9,7 +9,7 @@ use crate::job::own_stdio;
 use crate::model::Tree;
 use crate::progress::{Progress, Step};
 use crate::store::Loader;
-use crate::{EngineError, Refusal, faults};
+use crate::{EngineError, Refusal, faults, processor};
 use serde::Serialize;
 use stasis_image::{Image, ObjectId};
 use std::collections::BTreeSet;
@@ -61,6 +61,9 @@ pub fn plan(
     let strategy = strategy::choose(options.strategy, &tree, &births, &mut refusals);
     owner(&tree, &mut refusals);
     kernel(&tree, &mut refusals)?;
+    if !options.any_processor {
+        refusals.extend(processor::missing(&tree.processor));
+    }
     pseudo_terminals(&tree, strategy, &mut refusals);
     let stdio = own_stdio();
     let inherited = stasis_sys::descriptor::inherited();
@@ -136,7 +139,7 @@ fn pseudo_terminals(tree: &Tree, strategy: Strategy, refusals: &mut Vec<Refusal>
 }
 
 /// An obstacle that belongs to no single process.
-pub(super) fn refusal(object: &str, reason: String, hint: &str) -> Refusal {
+pub(crate) fn refusal(object: &str, reason: String, hint: &str) -> Refusal {
     Refusal {
         pid: None,
         process: String::new(),

@@ -1,36 +1,79 @@
 //! What `run` and `restart` have in common: they hold a job.
 
 use super::{Failure, Result};
+use crate::batch::journal::Journal;
 use crate::cli::JobOptions;
 use crate::exit;
 use crate::output::{self, ProgressLine};
+use rustix::process::Signal;
 use stasis_supervisor::front::{self, End, Screen};
-use stasis_supervisor::{Error, JobName, NameLock, Naming, Settings, Start, finished};
+use stasis_supervisor::line::{Told, Why};
+use stasis_supervisor::{
+    Deadline, Error, JobName, NameLock, Naming, Settings, Shield, Start, finished,
+};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// Standard error as the front's screen.
-pub struct Stderr(ProgressLine);
-
-impl Stderr {
-    pub fn new() -> Stderr {
-        Stderr(ProgressLine::new())
-    }
+struct Stderr<'a> {
+    line: ProgressLine,
+    log: Option<&'a mut Log>,
+    from: Option<PathBuf>,
 }
 
-impl Screen for Stderr {
+impl Screen for Stderr<'_> {
     fn note(&mut self, text: &str) {
-        self.0.clear();
-        output::message(text);
+        self.line.clear();
+        match &mut self.log {
+            Some(log) => log.journal.say(text),
+            None => output::message(text),
+        }
     }
     fn progress(&mut self, what: &str, done: u64, total: u64) {
-        self.0.show(what, done, total);
+        self.line.show(what, done, total);
     }
     fn clear(&mut self) {
-        self.0.clear();
+        self.line.clear();
+    }
+    fn started(&mut self, _: bool) {
+        let Some(log) = &mut self.log else { return };
+        let how = match &self.from {
+            Some(image) => format!("continues from {}", file_name(image)),
+            None => "started".to_owned(),
+        };
+        let opening = std::mem::take(&mut log.opening);
+        let about = if opening.is_empty() {
+            String::new()
+        } else {
+            format!(": {opening}")
+        };
+        log.journal.say(&format!("{how}{about}"));
+    }
+    fn checkpoint(&mut self, told: &Told) {
+        self.line.clear();
+        if let Some(log) = &mut self.log {
+            log.journal.checkpoint(told);
+        }
     }
 }
+
+fn file_name(path: &Path) -> String {
+    path.file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// A log of the run, and what it begins with.
+pub struct Log {
+    pub journal: Journal,
+    pub opening: String,
+}
+
+/// The number of the signal that ends jobs.
+pub const SIGTERM: i32 = Signal::TERM.as_raw();
 
 impl JobOptions {
     /// Where checkpoints go: the option, the environment, or `otherwise`; made absolute. What the user has named is made
@@ -59,6 +102,31 @@ impl JobOptions {
             })
     }
 
+    fn fixed_deadline(&self) -> Option<Deadline> {
+        let end = self.deadline?;
+        Some(Deadline {
+            look_up: Arc::new(move || Some(end)),
+            margin: self.margin.map(stasis_supervisor::Interval::duration),
+            least: None,
+        })
+    }
+
+    /// The log, where one is wanted.
+    pub fn log(&self, directory: &Path, name: &JobName, opening: String) -> Option<Log> {
+        self.log.then(|| Log {
+            journal: Journal::open(directory, name.as_str()),
+            opening,
+        })
+    }
+
+    /// What becomes of the job's end.
+    pub fn ending(&self) -> Ending {
+        Ending {
+            stop_code: self.stop_code.unwrap_or(exit::SAVED_AND_STOPPED),
+            remove_after_success: self.remove_after_success,
+        }
+    }
+
     /// Everything together.
     pub fn settings(&self, name: JobName, directory: PathBuf, command: Vec<String>) -> Settings {
         Settings {
@@ -76,7 +144,15 @@ impl JobOptions {
             file_limit: self.file_limit,
             exit_with_root: self.exit_with_root,
             checkpoint_signal: self.checkpoint_signal,
-            stop_signal: self.stop_signal,
+            stop_signals: self.stop_signal.clone(),
+            shield: self.shield.then(|| Shield {
+                strangers: self.strangers.clone(),
+            }),
+            deadline: self
+                .deadline_source
+                .clone()
+                .or_else(|| self.fixed_deadline()),
+            tell_checkpoints: self.log,
             show_progress: self.progress,
         }
     }
@@ -110,24 +186,64 @@ pub fn claim(
     Ok((lock, name))
 }
 
-/// Attends to a job until its end. `Ok` is the exit status; a damaged image is told apart, as an older one may do.
-pub fn attend(start: Start, settings: &Settings) -> std::result::Result<Held, Failure> {
-    let end = front::attend(start, settings, &mut Stderr::new()).map_err(Failure::own)?;
+/// What is done at the end of a job.
+#[derive(Clone, Copy, Debug)]
+pub struct Ending {
+    pub stop_code: u8,
+    pub remove_after_success: bool,
+}
+
+/// Attends to a job until its end. `Ok` is what came of it; a damaged image is told apart, as an older one may do.
+pub fn attend(
+    start: Start,
+    settings: &Settings,
+    ending: Ending,
+    log: &mut Option<Log>,
+) -> std::result::Result<Held, Failure> {
+    let from = match &start {
+        Start::Launch(_) => None,
+        Start::Restart { image, .. } => Some(image.path().to_owned()),
+    };
+    let mut screen = Stderr {
+        line: ProgressLine::new(),
+        log: log.as_mut(),
+        from,
+    };
+    let end = front::attend(start, settings, &mut screen).map_err(Failure::own)?;
+    let told = |text: String| match screen.log {
+        Some(log) => log.journal.say(&text),
+        None => output::message(&text),
+    };
     Ok(match end {
         End::Status(status) => {
-            if status.exit_code() == Some(0)
-                && let Err(error) = finished::mark(&settings.directory, &settings.name)
-            {
-                output::message(&format!(
-                    "the job's end could not be noted for --resume: {error}"
-                ));
+            let success = status.exit_code() == Some(0);
+            if success {
+                finish(settings, ending);
             }
             let code = status.shell_code().and_then(|code| u8::try_from(code).ok());
-            Held::Ended(code.unwrap_or(exit::OWN))
+            let code = code.unwrap_or(exit::OWN);
+            if settings.tell_checkpoints {
+                told(last_words(success, code, ending, settings));
+            }
+            Held::Ended(code)
         }
-        End::Saved(path) => {
-            output::message(&format!("saved and stopped: {}", path.display()));
-            Held::Ended(exit::SAVED_AND_STOPPED)
+        End::Interrupted(status) => {
+            told(format!(
+                "the program was ended by {} before it could be saved again: the last checkpoint counts",
+                stasis_supervisor::signal_name::name(status.killed_by().unwrap_or(0))
+            ));
+            let code = status.shell_code().and_then(|code| u8::try_from(code).ok());
+            Held::Interrupted {
+                code: code.unwrap_or(exit::OWN),
+                signal: status.killed_by().unwrap_or(0),
+            }
+        }
+        End::Saved(path, why) => {
+            told(format!("saved and stopped: {}", path.display()));
+            Held::Saved {
+                code: ending.stop_code,
+                why,
+            }
         }
         End::Failed {
             message,
@@ -143,10 +259,47 @@ pub fn attend(start: Start, settings: &Settings) -> std::result::Result<Held, Fa
     })
 }
 
+fn last_words(success: bool, code: u8, ending: Ending, settings: &Settings) -> String {
+    if !success {
+        return format!("ended with status {code}");
+    }
+    let kept = stasis_image::scan(&settings.directory, Some(settings.name.as_str()))
+        .is_ok_and(|images| !images.is_empty());
+    match (kept, ending.remove_after_success) {
+        (true, _) => format!(
+            "finished; its checkpoints stay in {}",
+            settings.directory.display()
+        ),
+        (false, true) => "finished; its checkpoints are removed".to_owned(),
+        (false, false) => "finished".to_owned(),
+    }
+}
+
+/// A run has come to a good end.
+fn finish(settings: &Settings, ending: Ending) {
+    if ending.remove_after_success {
+        let images = stasis_image::scan(&settings.directory, Some(settings.name.as_str()));
+        for image in images.unwrap_or_default() {
+            if let Err(error) = std::fs::remove_file(&image.path) {
+                output::message(&format!("{} stays: {error}", image.path.display()));
+            }
+        }
+    }
+    if let Err(error) = finished::mark(&settings.directory, &settings.name) {
+        output::message(&format!(
+            "the job's end could not be noted for --resume: {error}"
+        ));
+    }
+}
+
 /// What came of holding a job.
 pub enum Held {
-    /// It ended, or was saved and stopped; the exit status.
+    /// It ended; the exit status.
     Ended(u8),
+    /// It was saved and stopped.
+    Saved { code: u8, why: Why },
+    /// It was ended by a signal that should have had it saved.
+    Interrupted { code: u8, signal: i32 },
     /// It did not start: the image is damaged, and the message says how.
     Damaged(String),
 }
@@ -155,7 +308,9 @@ pub enum Held {
 pub fn conclude(lock: NameLock, held: std::result::Result<Held, Failure>) -> Result {
     lock.release();
     match held? {
-        Held::Ended(code) => Ok(ExitCode::from(code)),
+        Held::Ended(code) | Held::Saved { code, .. } | Held::Interrupted { code, .. } => {
+            Ok(ExitCode::from(code))
+        }
         Held::Damaged(message) => Err(Failure::own(message)),
     }
 }

@@ -4,15 +4,17 @@ pub mod check;
 pub mod checkpoint;
 pub mod completions;
 pub mod demo;
-mod hold;
+pub mod hold;
 pub mod inspect;
 pub mod interval;
 pub mod kill;
 pub mod list;
 pub mod man;
 pub mod ps;
+pub mod rehearse;
 pub mod restart;
 pub mod run;
+pub mod slurm_script;
 pub mod verify;
 
 use crate::cli::Command;
@@ -62,6 +64,8 @@ pub fn dispatch(command: Command) -> ExitCode {
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Rehearse(arguments) => rehearse::run(&arguments),
+        Command::SlurmScript(arguments) => slurm_script::run(&arguments),
         Command::Completions(arguments) => completions::run(&arguments),
         Command::Man(arguments) => man::run(&arguments),
     };

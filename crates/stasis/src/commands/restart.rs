@@ -51,6 +51,9 @@ pub struct Restarting {
     /// anywhere; may be repeated, the last that fits counts. All are reset when not given
     #[arg(long, value_name = "WHAT[=ADDRESS:PORT]")]
     pub external: Vec<Rule>,
+    /// Start also where this host's processor lacks something that the program had and may use
+    #[arg(long)]
+    pub any_processor: bool,
     /// Open what was below OLD below NEW instead; may be repeated
     #[arg(long, value_name = "OLD=NEW", value_parser = parse_mapping)]
     pub map_path: Vec<(String, String)>,
@@ -99,6 +102,7 @@ impl Restarting {
             },
             external: External(self.external.clone()),
             map_path: self.map_path.clone(),
+            any_processor: self.any_processor,
             threads,
             ..Options::default()
         }
@@ -136,6 +140,7 @@ pub fn run(arguments: Arguments) -> Result {
     let directory = job.directory(beside)?;
     let (lock, name) = hold::claim(&directory, &wanted, job.name.is_some())?;
     let settings = job.settings(name, directory, vec![first_name.clone()]);
+    let mut log = job.log(&settings.directory, &settings.name, String::new());
     let held = first_usable(
         Choice {
             skipped: Vec::new(),
@@ -143,6 +148,8 @@ pub fn run(arguments: Arguments) -> Result {
         },
         &settings,
         &how,
+        job.ending(),
+        &mut log,
     );
     let held = held.and_then(|held| {
         held.ok_or_else(|| Failure::own(format!("no checkpoint in {} can be used", path.display())))
@@ -180,6 +187,8 @@ pub fn first_usable(
     choice: Choice,
     settings: &Settings,
     how: &Restarting,
+    ending: hold::Ending,
+    log: &mut Option<hold::Log>,
 ) -> std::result::Result<Option<Held>, Failure> {
     tell_skipped(&choice);
     let several = choice.images.len() > 1;
@@ -202,7 +211,7 @@ pub fn first_usable(
             command,
             ..settings.clone()
         };
-        match hold::attend(Start::Restart { image, options }, &settings)? {
+        match hold::attend(Start::Restart { image, options }, &settings, ending, log)? {
             Held::Damaged(reason) => last = Some(reason),
             held => return Ok(Some(held)),
         }

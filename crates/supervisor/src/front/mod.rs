@@ -8,7 +8,7 @@ mod stop;
 mod terminal;
 
 use crate::error::Context;
-use crate::line::{self, ToFront, ToSupervisor};
+use crate::line::{self, ToFront, ToSupervisor, Told, Why};
 use crate::start::{self, Lines, Start};
 use crate::{Error, Settings, signal_name};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -27,6 +27,14 @@ use terminal::{Found, Side, Terminal};
 pub trait Screen {
     /// A sentence.
     fn note(&mut self, text: &str);
+    /// The program runs: from its beginning, or from an image.
+    fn started(&mut self, restarted: bool) {
+        let _ = restarted;
+    }
+    /// A checkpoint was taken, or was not.
+    fn checkpoint(&mut self, told: &Told) {
+        let _ = told;
+    }
     /// How far a long step has come, in bytes.
     fn progress(&mut self, what: &str, done: u64, total: u64);
     /// Takes what [`Screen::progress`] has drawn away again.
@@ -38,8 +46,10 @@ pub trait Screen {
 pub enum End {
     /// The first process ended with this status.
     Status(WaitStatus),
-    /// It was saved and stopped on request.
-    Saved(PathBuf),
+    /// It was saved and stopped.
+    Saved(PathBuf, Why),
+    /// The first process was ended by a stop signal, which has arrived here as well, before it could be saved.
+    Interrupted(WaitStatus),
     /// It could not be started; nothing of it is left.
     Failed {
         /// Exit status for that.
@@ -120,7 +130,9 @@ struct Front {
     supervisor_gone: bool,
     started: bool,
     failed: Option<End>,
-    saved: Option<PathBuf>,
+    saved: Option<(PathBuf, Why)>,
+    /// A stop signal has arrived here.
+    warned: Option<i32>,
     status: Option<WaitStatus>,
     /// The last process of the program is gone.
     empty: bool,
@@ -183,6 +195,7 @@ impl Front {
                     started: false,
                     failed: None,
                     saved: None,
+                    warned: None,
                     status: None,
                     empty: false,
                     restarts,
@@ -293,6 +306,7 @@ impl Front {
                 descriptor::close_inherited();
                 let_go_of_pipes();
                 screen.clear();
+                screen.started(self.restarts);
                 self.terminal = self.offered.take().filter(|_| terminal);
                 if let Some(terminal) = &mut self.terminal {
                     terminal.enter();
@@ -320,7 +334,8 @@ impl Front {
                     screen.progress(&what, done, total);
                 }
             }
-            Ok(Some(ToFront::SavedAndStopped { path })) => self.saved = Some(path),
+            Ok(Some(ToFront::SavedAndStopped { path, why })) => self.saved = Some((path, why)),
+            Ok(Some(ToFront::Checkpoint(told))) => screen.checkpoint(&told),
             Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
                 tracing::warn!(%error, "a message of the supervisor was not understood");
             }
@@ -401,8 +416,11 @@ impl Front {
             ..
         } = received;
         let gives_up = GIVE_UP.iter().any(|known| known.as_raw() == signal);
-        let stop = settings.stop_signal == Some(signal);
+        let stop = settings.stop_signals.contains(&signal);
         if stop || settings.checkpoint_signal == Some(signal) {
+            if stop {
+                self.warned = Some(signal);
+            }
             if self.started {
                 self.trigger(stop, signal, screen);
             } else {
@@ -452,7 +470,7 @@ impl Front {
     fn trigger(&mut self, stop: bool, signal: i32, screen: &mut dyn Screen) {
         let told = match &self.line {
             Some(line) if !self.supervisor_gone => {
-                line::tell(line, &ToSupervisor::Checkpoint { stop }, false).is_ok()
+                line::tell(line, &ToSupervisor::Checkpoint { stop, signal }, false).is_ok()
             }
             _ => false,
         };
@@ -508,10 +526,14 @@ impl Front {
         if !over {
             return None;
         }
-        if let Some(path) = &self.saved {
-            return Some(End::Saved(path.clone()));
+        if let Some((path, why)) = &self.saved {
+            return Some(End::Saved(path.clone(), *why));
         }
         Some(match self.status {
+            // What the warning was meant for has come before there was a checkpoint of that moment.
+            Some(status) if self.warned.is_some() && status.killed_by() == self.warned => {
+                End::Interrupted(status)
+            }
             Some(status) => End::Status(status),
             None if self.started => End::Lost,
             None => End::Failed {

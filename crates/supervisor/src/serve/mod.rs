@@ -4,8 +4,10 @@
 //! ([`worker`]); one listens on the control socket and one serves each connection ([`listener`]); one hears the keeper
 //! and one the front (here).
 
+mod deadline;
 mod group;
 mod listener;
+mod shield;
 mod state;
 mod worker;
 
@@ -27,7 +29,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use worker::Request;
 
 /// What makes the main thread act.
@@ -36,6 +38,10 @@ enum Task {
     Checkpoint(Request),
     /// Another interval from now on.
     Interval(Option<Interval>),
+    /// Another deadline from now on.
+    Deadline(Option<SystemTime>),
+    /// A shielded process has stopped for the supervisor to look at it.
+    Stopped,
     /// Something from the computation that the job is a member of.
     Group(group::News),
     /// The job is over.
@@ -106,7 +112,14 @@ pub(crate) fn supervise(service: Service) -> ! {
     for pid in waiting {
         let _ = signal::send_value(pid, Signal::USR2.as_raw(), 0);
     }
-    worker::Worker::new(job, Arc::clone(&shared), Arc::clone(&front), inbox, voice).work();
+    let watched = deadline::watch(&shared.settings, &tasks);
+    let heard = watched.and_then(|()| shield::listen(&shared.settings, &tasks));
+    let stops = heard.unwrap_or_else(|error| {
+        let text = format!("warnings of the end may be missed: {error}");
+        let _ = line::tell(front.as_fd(), &ToFront::Note(text), true);
+        None
+    });
+    worker::Worker::new(job, Arc::clone(&shared), Arc::clone(&front), inbox, voice).work(stops);
     shared.close();
     socket.remove();
     shared.wait_for_connections();
@@ -157,6 +170,7 @@ fn join_in(
         tasks: tasks.clone(),
         front: Arc::clone(front),
     };
+    ear.introduce(&voice);
     spawn("coordinator", move || ear.listen(link))?;
     Ok(Some(voice))
 }
@@ -220,9 +234,9 @@ fn wake(front: Pid) {
 
 /// Passes on what the front asks for. When the front is gone there is nothing to do: the keeper ends the job.
 fn hear_front(front: &OwnedFd, tasks: &Sender<Task>) {
-    while let Ok(Some(ToSupervisor::Checkpoint { stop })) = line::hear(front) {
+    while let Ok(Some(ToSupervisor::Checkpoint { stop, signal })) = line::hear(front) {
         if tasks
-            .send(Task::Checkpoint(Request::from_front(stop)))
+            .send(Task::Checkpoint(Request::from_front(stop, signal)))
             .is_err()
         {
             return;

@@ -132,6 +132,11 @@ impl Shared {
         tree::living_descendants(self.keeper)
     }
 
+    /// Resident memory of the tree in bytes.
+    pub(super) fn memory(&self) -> u64 {
+        self.processes().iter().map(resident_bytes).sum()
+    }
+
     pub(super) fn status(&self, asker: Option<Pid>) -> JobStatus {
         let pids = self.processes();
         let memory_bytes = pids.iter().map(resident_bytes).sum();

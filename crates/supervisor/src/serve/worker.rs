@@ -1,9 +1,11 @@
 //! The main thread: takes checkpoints when they are due or asked for, one at a time.
 
+use super::deadline::Plan;
 use super::group::{News, Round};
+use super::shield::{self, Pending};
 use super::state::Shared;
 use super::{Inbox, Task};
-use crate::line::{self, ToFront, fitting};
+use crate::line::{self, Brief, ToFront, Told, Why, fitting};
 use crate::protocol::Saved;
 use crate::{Interval, retention};
 use crossbeam_channel::{RecvTimeoutError, Sender};
@@ -12,10 +14,13 @@ use stasis_coordinator::link::Voice;
 use stasis_coordinator::protocol::FromMember;
 use stasis_engine::checkpoint::{self, Computation, JobInfo, Options, Report};
 use stasis_engine::progress::{Progress, Step};
+use stasis_engine::shield::Shield;
 use stasis_engine::{EngineError, Job};
 use stasis_sys::{Pid, signal};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// How often a checkpoint is tried that was disturbed by a process of the tree speaking to us.
@@ -32,10 +37,14 @@ pub(super) enum Waiter {
     Connection(Sender<Outcome>),
     /// A process of the tree, which is told by a signal.
     Process(Pid),
-    /// The front: a signal was the trigger.
-    Front,
+    /// The front: this signal was the trigger.
+    Front(i32),
+    /// Nobody: somebody who is shielded was sent this signal.
+    Shield(i32),
     /// Nobody: it was due.
     Clock,
+    /// Nobody: the deadline is near.
+    Deadline,
 }
 
 /// A checkpoint that somebody wants.
@@ -45,10 +54,19 @@ pub(super) struct Request {
 }
 
 impl Request {
-    pub(super) fn from_front(stop: bool) -> Request {
+    pub(super) fn from_front(stop: bool, signal: i32) -> Request {
         Request {
             stop,
-            waiter: Waiter::Front,
+            waiter: Waiter::Front(signal),
+        }
+    }
+
+    fn why(&self) -> Why {
+        match self.waiter {
+            Waiter::Connection(_) | Waiter::Process(_) => Why::Request,
+            Waiter::Front(signal) | Waiter::Shield(signal) => Why::Signal(signal),
+            Waiter::Clock => Why::Interval,
+            Waiter::Deadline => Why::Deadline,
         }
     }
 }
@@ -61,6 +79,11 @@ pub(super) struct Worker {
     interval: Option<Interval>,
     /// When the last attempt ended.
     last_end: Instant,
+    deadline: Plan,
+    /// Raised in this round; the flag is for the next news.
+    shield: Option<(Shield, Pending)>,
+    /// What was to be said of the shield was said.
+    told_of_shield: bool,
     /// The coordinator, while there is one.
     voice: Option<Voice>,
     /// How many jobs belong to the computation.
@@ -84,6 +107,11 @@ impl Worker {
         voice: Option<Voice>,
     ) -> Worker {
         let interval = shared.settings.interval;
+        let deadline = shared.settings.deadline.as_ref();
+        let deadline = Plan::new(
+            deadline.and_then(|deadline| deadline.margin),
+            deadline.and_then(|deadline| deadline.least),
+        );
         Worker {
             job,
             shared,
@@ -91,34 +119,96 @@ impl Worker {
             inbox,
             interval,
             last_end: Instant::now(),
+            deadline,
+            shield: None,
+            told_of_shield: false,
             voice,
             members: 1,
             pending: Vec::new(),
         }
     }
 
-    /// Works until the job is over.
-    pub(super) fn work(&mut self) {
-        loop {
-            match self.next() {
-                Next::Checkpoint(requests) => self.serve(requests),
-                Next::Round(round) => self.serve_round(&round),
-                Next::Finished => break,
-            }
+    /// Works until the job is over. `stops` is where stopped processes behind a shield are told of.
+    pub(super) fn work(&mut self, stops: Option<Pending>) {
+        match stops {
+            None => while self.round() {},
+            Some(stops) => while self.shielded_round(&stops) {},
         }
         let late = self.inbox.try_iter().filter_map(|task| match task {
             Task::Checkpoint(request) => Some(request),
             _ => None,
         });
-        let unserved: Vec<Request> = self.pending.drain(..).chain(late).collect();
+        // A signal that came too late needs no answer.
+        let waits = |request: &Request| {
+            matches!(request.waiter, Waiter::Connection(_) | Waiter::Process(_))
+        };
+        let unserved = self.pending.drain(..).chain(late);
+        let unserved: Vec<Request> = unserved.filter(waits).collect();
         self.answer_all(unserved, &Err(EngineError::Gone.to_string()));
+        if let Some(voice) = &self.voice {
+            // Without this word the coordinator takes the supervisor for lost.
+            let _ = voice.say(&FromMember::Ended);
+        }
+    }
+
+    /// Waits for a reason to take a checkpoint, and takes it; false when the job is over.
+    fn round(&mut self) -> bool {
+        match self.next() {
+            Next::Checkpoint(requests) => self.serve(requests),
+            Next::Round(round) => self.serve_round(&round),
+            Next::Finished => return false,
+        }
+        true
+    }
+
+    /// The same behind a shield, on a thread of its own.
+    fn shielded_round(&mut self, stops: &Pending) -> bool {
+        thread::scope(|scope| {
+            let round = scope.spawn(|| {
+                let raised = shield::raise(&self.shared.settings, self.job.keeper);
+                if let Some((shield, told)) = raised {
+                    self.shield = Some((shield, Arc::clone(stops)));
+                    if let Some(text) = told.filter(|_| !self.told_of_shield) {
+                        self.tell_note(text);
+                    }
+                    self.told_of_shield = true;
+                }
+                let goes_on = self.round();
+                // Whoever has stopped meanwhile would get its signal when this thread ends.
+                if let Some((shield, _)) = self.shield.take() {
+                    shield.pump();
+                }
+                goes_on
+            });
+            round.join().unwrap_or(false)
+        })
+    }
+
+    /// Looks after shielded processes: a signal that was kept away is a request.
+    fn look(&self) -> Option<Request> {
+        let (shield, stops) = self.shield.as_ref()?;
+        stops.store(false, Ordering::Release);
+        shield::look(shield).map(|signal| Request {
+            stop: true,
+            waiter: Waiter::Shield(signal),
+        })
     }
 
     fn next(&mut self) -> Next {
+        // Before the first news, as something may have stopped already.
+        if let Some(request) = self.look() {
+            return self.gather(vec![request]);
+        }
         loop {
             // The coordinator keeps the time for all members.
             let own = self.interval.filter(|_| self.voice.is_none());
-            let due = own.and_then(|interval| self.last_end.checked_add(interval.duration()));
+            let by_interval =
+                own.and_then(|interval| self.last_end.checked_add(interval.duration()));
+            let by_deadline = self.deadline.due(|| self.shared.memory());
+            let due = match (by_interval, by_deadline) {
+                (Some(one), Some(other)) => Some(one.min(other)),
+                (one, other) => one.or(other),
+            };
             self.announce(due);
             let task = match due {
                 Some(due) => self.inbox.recv_deadline(due),
@@ -133,6 +223,12 @@ impl Worker {
                     None => continue,
                 },
                 Ok(Task::Interval(interval)) => self.set_interval(interval),
+                Ok(Task::Deadline(end)) => self.deadline.set(end),
+                Ok(Task::Stopped) => {
+                    if let Some(request) = self.look() {
+                        return self.gather(vec![request]);
+                    }
+                }
                 Ok(Task::Group(News::Round(round))) => return Next::Round(round),
                 Ok(Task::Group(news)) => {
                     if let Some(requests) = self.learn(news) {
@@ -141,9 +237,14 @@ impl Worker {
                 }
                 Ok(Task::Finished) | Err(RecvTimeoutError::Disconnected) => return Next::Finished,
                 Err(RecvTimeoutError::Timeout) => {
+                    let last = by_deadline.is_some_and(|due| due <= Instant::now());
                     return self.gather(vec![Request {
-                        stop: false,
-                        waiter: Waiter::Clock,
+                        stop: last,
+                        waiter: if last {
+                            Waiter::Deadline
+                        } else {
+                            Waiter::Clock
+                        },
                     }]);
                 }
             }
@@ -156,6 +257,8 @@ impl Worker {
             match task {
                 Task::Checkpoint(request) => requests.push(request),
                 Task::Interval(interval) => self.set_interval(interval),
+                Task::Deadline(end) => self.deadline.set(end),
+                Task::Stopped => requests.extend(self.look()),
                 // A coordinator that has just been found: it will be heard before the next checkpoint.
                 Task::Group(news) => {
                     self.learn(news);
@@ -211,6 +314,8 @@ impl Worker {
             match task {
                 Task::Checkpoint(request) => self.pending.extend([request]),
                 Task::Interval(interval) => self.set_interval(interval),
+                Task::Deadline(end) => self.deadline.set(end),
+                Task::Stopped => self.pending.extend(self.look()),
                 Task::Group(News::Round(_)) => return,
                 Task::Group(news) => {
                     let requests = self.learn(news);
@@ -247,10 +352,11 @@ impl Worker {
                 if spoken_to {
                     self.shared.wait_for_another(seen);
                 }
-                let disturbed = passing || spoken_to;
+                // A program that has ended in the middle leaves the round to the others.
+                let again = passing || spoken_to || self.shared.processes().is_empty();
                 let failure = round.gate.failure();
                 let failure =
-                    failure.unwrap_or_else(|| round.gate.give_up(&error.to_string(), disturbed));
+                    failure.unwrap_or_else(|| round.gate.give_up(&error.to_string(), again));
                 if failure.again {
                     self.pending.extend(served);
                     self.shared.lock().checkpointing = false;
@@ -273,6 +379,7 @@ impl Worker {
         self.shared.bytes.reset();
         self.shared.lock().checkpointing = true;
         let stop = requests.iter().any(|request| request.stop);
+        let began = Instant::now();
         let outcome = if self.members > 1 {
             Err(format!(
                 "this program is one of {} that can only be saved together, and their coordinator is gone: start one at \
@@ -283,19 +390,27 @@ impl Worker {
             self.checkpoint(stop)
         };
         self.last_end = Instant::now();
+        match &outcome {
+            Ok(_) => self.deadline.learn(began.elapsed()),
+            Err(_) => self.deadline.failed(),
+        }
         self.conclude(requests, stop, outcome);
     }
 
     /// Tells everybody who waits what came of a checkpoint.
     fn conclude(&self, requests: Vec<Request>, stop: bool, outcome: Outcome) {
+        let why = why(&requests);
         self.note(&outcome);
-        if let (true, Ok(saved)) = (stop, &outcome) {
-            self.tell(
-                &ToFront::SavedAndStopped {
-                    path: saved.path.clone(),
-                },
-                true,
-            );
+        if self.shared.settings.tell_checkpoints {
+            self.tell(&self.told(&outcome, why, stop), true);
+        }
+        match &outcome {
+            Ok(saved) if stop => {
+                let path = saved.path.clone();
+                self.tell(&ToFront::SavedAndStopped { path, why }, true);
+            }
+            Err(_) if stop => self.pass_on(&requests),
+            _ => {}
         }
         self.answer_all(requests, &outcome);
     }
@@ -303,6 +418,36 @@ impl Worker {
     fn answer_all(&self, requests: Vec<Request>, outcome: &Outcome) {
         for request in requests {
             self.answer(request.waiter, outcome);
+        }
+    }
+
+    fn told(&self, outcome: &Outcome, why: Why, stop: bool) -> ToFront {
+        let outcome = match outcome {
+            Ok(saved) => Ok(Brief {
+                path: saved.path.clone(),
+                sequence: saved.sequence,
+                pause_us: (saved.pause_ms * 1000.0) as u64,
+                total_us: (saved.total_ms * 1000.0) as u64,
+                image_bytes: saved.image_bytes,
+            }),
+            Err(reason) => Err(fitting(reason.clone())),
+        };
+        ToFront::Checkpoint(Told {
+            why,
+            outcome,
+            next_seconds: self.interval.map(|interval| interval.duration().as_secs()),
+            stop,
+        })
+    }
+
+    /// A warning that could not be used is the program's after all: it may have something of its own to do about it.
+    fn pass_on(&self, requests: &[Request]) {
+        for request in requests {
+            if let Waiter::Shield(signal) = request.waiter {
+                for pid in self.shared.processes() {
+                    let _ = signal::send(pid, signal);
+                }
+            }
         }
     }
 
@@ -371,6 +516,8 @@ impl Worker {
             file_content_limit: settings.file_limit,
             requesters: self.shared.requesters.clone(),
             stop,
+            withheld: shield::withheld(settings),
+            here: self.shield.is_some(),
             replace: next.replace,
             barrier: round.map(|round| Arc::clone(&round.gate) as Arc<_>),
             info: JobInfo {
@@ -418,11 +565,12 @@ impl Worker {
                 self.shared.requesters.remove(pid);
                 let _ = signal::send_value(pid, Signal::USR2.as_raw(), value);
             }
-            Waiter::Front => match outcome {
+            Waiter::Front(_) | Waiter::Shield(_) | Waiter::Deadline => match outcome {
                 Ok(saved) => saved
                     .notes
                     .iter()
                     .for_each(|note| self.tell_note(note.clone())),
+                Err(_) if self.shared.settings.tell_checkpoints => {}
                 Err(reason) => {
                     self.tell_note(format!("checkpoint failed, the program runs on: {reason}"))
                 }
@@ -432,6 +580,7 @@ impl Worker {
                     .notes
                     .iter()
                     .for_each(|note| self.tell_note(note.clone())),
+                Err(_) if self.shared.settings.tell_checkpoints => {}
                 Err(reason) => {
                     let again = self
                         .interval
@@ -454,6 +603,17 @@ impl Worker {
             tracing::debug!(%error, "the front does not listen");
         }
     }
+}
+
+/// What a checkpoint that serves several is taken for: what ends the program first.
+fn why(requests: &[Request]) -> Why {
+    let ending = requests
+        .iter()
+        .filter(|request| request.stop)
+        .map(Request::why)
+        .max_by_key(|why| !matches!(why, Why::Request));
+    let any = || requests.first().map(Request::why);
+    ending.or_else(any).unwrap_or(Why::Interval)
 }
 
 fn saved(report: Report, taken_at: jiff::Timestamp) -> Saved {

@@ -2,6 +2,9 @@
 
 pub mod code;
 pub mod continuation;
+mod features;
+
+pub use features::features;
 
 use serde::{Deserialize, Serialize};
 
