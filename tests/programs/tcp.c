@@ -589,7 +589,7 @@ static void load(void) {
     pid_t children[PAIRS * 4];
     int ends[PAIRS][2], count = 0;
     for (int k = 0; k < PAIRS; k++) pair_of(k ? V6 : V4, k ? V6 : V4, ends[k]);
-    int small = 6000;
+    int small = 60000;
     CHECK(setsockopt(ends[1][0], SOL_SOCKET, SO_RCVBUF, &small, sizeof small) == 0);
     for (int k = 0; k < PAIRS; k++) {
         for (int e = 0; e < 2; e++) {
@@ -693,6 +693,20 @@ static void outside(int port, bool edge) {
     }
 }
 
+/* The same connection, made anew by the restart: the other side has another one, and says so. */
+static void again(int port) {
+    int fd = new_socket(V4);
+    union address address;
+    own = htonl(INADDR_LOOPBACK);
+    socklen_t length = address_of(V4, port, &address);
+    CHECK(connect(fd, &address.any, length) == 0);
+    ready_and_wait();
+    put(fd, "who is there?");
+    char text[32] = {0};
+    CHECK(recv(fd, text, sizeof text - 1, 0) > 0);
+    say("%s\n", text);
+}
+
 /* So many connections, each end watched. */
 static void many(int count) {
     int listener = server(V4, 4096), set = epoll_create1(0);
@@ -730,6 +744,7 @@ int main(int count, char **arguments) {
     if (strcmp(name, "listener") == 0) listener(number);
     else if (strcmp(name, "outside") == 0) outside(number, false);
     else if (strcmp(name, "outside-edge") == 0) outside(number, true);
+    else if (strcmp(name, "again") == 0) again(number);
     else if (strcmp(name, "many") == 0) many(number);
     else found = false;
     for (size_t n = 0; n < sizeof cases / sizeof *cases; n++) {

@@ -152,3 +152,39 @@ fn outside() {
 fn outside_edge() {
     check_outside("outside-edge", b"");
 }
+
+/// What the user asks for instead of a reset.
+#[test]
+fn outside_as_wanted() {
+    need!("cc");
+    let mut sandbox = Sandbox::new();
+    let server = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = server.local_addr().expect("bound").port().to_string();
+    let mut job = sandbox.run(&[tcp().as_os_str(), "again".as_ref(), port.as_ref()]);
+    let (_first, _) = server.accept().expect("it connects");
+    job.wait_line("ready");
+    let image = job.checkpoint();
+    job.kill_all();
+    sandbox.write("go", "");
+    let keep = sandbox.restart_options.clone();
+    sandbox.restart_options = [&keep[..], &["--external".into(), "refuse".into()]].concat();
+    let refused = sandbox.restart(&image).finish();
+    let words = format!("the connection to 127.0.0.1:{port}: it led out of the job");
+    assert!(
+        !refused.success() && refused.stderr.contains(&words),
+        "{refused:?}"
+    );
+    let rule = format!("reconnect=127.0.0.1:{port}");
+    sandbox.restart_options.extend(["--external".into(), rule]);
+    let job = sandbox.restart(&image);
+    let (mut second, _) = server.accept().expect("it connects again");
+    let mut text = [0; 13];
+    second.read_exact(&mut text).expect("readable");
+    assert_eq!(&text, b"who is there?");
+    second.write_all(b"another").expect("sent");
+    let end = job.finish();
+    assert!(
+        end.success() && end.stdout.ends_with("another\nok\n"),
+        "{end:?}"
+    );
+}

@@ -384,11 +384,11 @@ pub(crate) fn innermost(status: &str, field: &str) -> Pid {
     Pid(last.unwrap_or(0))
 }
 
-/// Looks at a running tree and tells what could not be saved. Nothing is stopped.
+/// Looks at a running tree and tells what could not be saved, and what a restart would not bring back as it is. Nothing is stopped.
 ///
 /// # Errors
 /// When the tree cannot be looked at.
-pub fn check(root: Pid) -> Result<Vec<Refusal>, EngineError> {
+pub fn check(root: Pid) -> Result<(Vec<Refusal>, Vec<String>), EngineError> {
     let mut refusals = Vec::new();
     let mut views = Vec::new();
     let around = Surroundings::of(Stat::read(root).ok_or(EngineError::Gone)?.parent);
@@ -443,6 +443,7 @@ pub fn check(root: Pid) -> Result<Vec<Refusal>, EngineError> {
         file_content_limit: 0,
         files: &files,
     };
-    refusals.extend(descriptors::refusals(&context)?);
-    Ok(refusals)
+    let (more, notes) = descriptors::refusals(&context)?;
+    refusals.extend(more);
+    Ok((refusals, notes))
 }

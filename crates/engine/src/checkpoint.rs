@@ -161,14 +161,21 @@ fn trace_until_possible(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<Report, EngineError> {
-    for moment in MOMENTS {
+    // Others wait for this tree: they are all let go, and whoever asked may try again.
+    let moments = match options.barrier {
+        Some(_) => &[][..],
+        None => &MOMENTS[..],
+    };
+    for moment in moments {
         match trace(job, path, options, progress) {
-            Err(EngineError::Passing(_)) => std::thread::sleep(Duration::from_millis(moment)),
+            Err(EngineError::Passing(_)) => std::thread::sleep(Duration::from_millis(*moment)),
             other => return other,
         }
     }
     match trace(job, path, options, progress) {
-        Err(EngineError::Passing(refusals)) => Err(EngineError::Refused(refusals)),
+        Err(EngineError::Passing(refusals)) if options.barrier.is_none() => {
+            Err(EngineError::Refused(refusals))
+        }
         other => other,
     }
 }
@@ -445,10 +452,11 @@ fn end(frozen: &Frozen) {
     }
 }
 
-/// Looks at the live tree below `root` without stopping it, and tells what could not be saved.
+/// Looks at the live tree below `root` without stopping it, and tells what could not be saved; and, where all could be, what the
+/// user should know, such as connections that a restart resets.
 ///
 /// # Errors
 /// When the tree cannot be looked at.
-pub fn check(root: Pid) -> Result<Vec<Refusal>, EngineError> {
+pub fn check(root: Pid) -> Result<(Vec<Refusal>, Vec<String>), EngineError> {
     capture::check(root)
 }

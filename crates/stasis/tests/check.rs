@@ -58,7 +58,7 @@ fn a_plain_program_can_be_saved() {
 fn what_stands_in_the_way_is_named_with_a_hint() {
     needs!("python3");
     needs!("bash");
-    let socket = "exec python3 -c 'import socket, time; s = socket.socket(); print(\"ready\", flush=True); time.sleep(1000)'";
+    let socket = "exec python3 -c 'import socket, time; s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 9); print(\"ready\", flush=True); time.sleep(1000)'";
     let running = program(socket);
     let ended = check(&["--json", &running.pid().to_string()]);
     assert_eq!(ended.code, Some(1), "{ended:?}");
@@ -72,6 +72,24 @@ fn what_stands_in_the_way_is_named_with_a_hint() {
     assert!(lives(running.pid()), "it goes on");
 }
 
+/// A connection that leads elsewhere is no obstacle: it is named, with what becomes of it.
+#[test]
+fn what_a_restart_resets_is_named() {
+    needs!("python3");
+    needs!("bash");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let running = program(&format!(
+        "exec python3 -c 'import socket, time; s = socket.create_connection((\"127.0.0.1\", {port})); print(\"ready\", flush=True); time.sleep(1000)'"
+    ));
+    let (_connection, _) = listener.accept().unwrap();
+    let ended = check(&["--json", &running.pid().to_string()]);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let notes = answer(&ended)["notes"].to_string();
+    let words = format!("a connection out of the job to 127.0.0.1:{port}, which a restart resets");
+    assert!(notes.contains(&words), "{notes}");
+}
+
 #[test]
 fn a_command_is_started_looked_at_and_ended() {
     needs!("python3");
@@ -79,10 +97,10 @@ fn a_command_is_started_looked_at_and_ended() {
     let fine = check(&["--", "sh", "-c", "sleep 1000 & wait"]);
     assert_eq!(fine.code, Some(0), "{fine:?}");
     // It opens a socket only after a while.
-    let late = "import socket, time; time.sleep(0.3); s = socket.socket(); time.sleep(1000)";
+    let late = "import socket, time; time.sleep(0.3); s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 9); time.sleep(1000)";
     let bad = check(&["--after", "2", "--", "python3", "-c", late]);
     assert_eq!(bad.code, Some(1), "{bad:?}");
-    assert!(bad.out.contains("a socket"), "{bad:?}");
+    assert!(bad.out.contains("a netlink socket"), "{bad:?}");
     let short = check(&["--", "true"]);
     assert_eq!(short.code, Some(0), "{short:?}");
     assert!(short.err.contains("ended meanwhile"), "{short:?}");

@@ -211,18 +211,19 @@ pub fn capture(ctx: &CaptureContext) -> Result<Captured, EngineError> {
     }
 }
 
-/// What [`capture`] would refuse; nothing is stored, and the processes may run meanwhile.
+/// What [`capture`] would refuse, and what the user should know; nothing is stored, and the processes may run meanwhile.
 ///
 /// # Errors
 /// When a process cannot be looked at.
-pub fn refusals(ctx: &CaptureContext) -> Result<Vec<Refusal>, EngineError> {
+pub fn refusals(ctx: &CaptureContext) -> Result<(Vec<Refusal>, Vec<String>), EngineError> {
     let look = CaptureContext {
         contents: None,
         ..*ctx
     };
     match capture(&look) {
-        Ok(_) | Err(EngineError::Passing(_)) => Ok(Vec::new()),
-        Err(EngineError::Refused(list)) => Ok(list),
+        Ok(captured) => Ok((Vec::new(), captured.notes)),
+        Err(EngineError::Passing(_)) => Ok((Vec::new(), Vec::new())),
+        Err(EngineError::Refused(list)) => Ok((list, Vec::new())),
         Err(error) => Err(error),
     }
 }

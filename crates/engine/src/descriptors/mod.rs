@@ -18,6 +18,7 @@ pub mod devices;
 pub mod directories;
 pub mod epoll;
 pub mod eventfd;
+pub mod external;
 pub mod fdinfo;
 pub mod fifos;
 pub mod files;
@@ -42,6 +43,7 @@ pub mod unix_sockets;
 mod unsupported;
 
 pub use capture::{Found, Obstacle, capture, refusals, stdio_of};
+pub use external::External;
 pub use inherited::Inherited;
 pub use outside::Outside;
 pub use restore::{
@@ -235,6 +237,8 @@ pub struct RestoreContext<'a> {
     pub own_mounts: bool,
     /// What to do with files that do not match the saved memory.
     pub changed_files: ChangedFiles,
+    /// What to do with connections that led out of the job.
+    pub external: &'a External,
 }
 
 /// What a restart is going to do with files and the like; nothing is touched in making it.

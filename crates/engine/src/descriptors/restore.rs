@@ -193,7 +193,7 @@ pub fn plan(descriptions: &[Description], ctx: &RestoreContext) -> Plan {
             _ => {}
         }
     }
-    tcp::plan(descriptions, &mut plan);
+    tcp::plan(descriptions, ctx, &mut plan);
     udp::plan(descriptions, &mut plan);
     plan
 }

@@ -15,7 +15,7 @@ mod strategy;
 mod thread_births;
 pub(crate) mod world;
 
-use crate::descriptors::RestoreContext;
+use crate::descriptors::{External, RestoreContext};
 use crate::file_policy::ReadyFiles;
 use crate::store::Loader;
 use std::os::fd::{OwnedFd, RawFd};
@@ -44,6 +44,8 @@ pub struct Options {
     pub strategy: Option<Strategy>,
     /// What to do about changed files.
     pub changed_files: ChangedFiles,
+    /// What to do with connections that led out of the job.
+    pub external: External,
     /// `OLD=NEW` prefixes for paths.
     pub map_path: Vec<(String, String)>,
     /// Threads that read; 0 is one for each processor.
@@ -76,5 +78,6 @@ fn context<'a>(
         clocks: None,
         own_mounts: false,
         changed_files: options.changed_files,
+        external: &options.external,
     }
 }

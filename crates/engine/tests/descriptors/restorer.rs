@@ -13,7 +13,7 @@ mod parcel;
 use parcel::{Parcel, Store};
 use rustix::fs::{Mode, OFlags};
 use stasis_engine::EngineError;
-use stasis_engine::descriptors::{self, Opened, ProcessView, RestoreContext};
+use stasis_engine::descriptors::{self, External, Opened, ProcessView, RestoreContext};
 use stasis_engine::file_policy::{self, PathMap, PlanOptions};
 use stasis_engine::restart::ChangedFiles;
 use stasis_sys::process::{self, Fork, WUNTRACED, Waited};
@@ -97,6 +97,7 @@ fn restore(
         clocks: None,
         own_mounts: false,
         changed_files: ChangedFiles::Refuse,
+        external: &External::default(),
     };
     let failed =
         |what: &str, error: std::io::Error| EngineError::Failed(format!("{what}: {error}"));

@@ -37,7 +37,10 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result {
     match (arguments.pid, arguments.command.as_slice()) {
         (None, []) => host::run(arguments.json),
-        (Some(pid), _) => tell(&look(Pid(pid))?, arguments.json),
+        (Some(pid), _) => {
+            let (refusals, notes) = look(Pid(pid))?;
+            tell(&refusals, &notes, arguments.json)
+        }
         (None, [program, rest @ ..]) => {
             let child = Command::new(program)
                 .args(rest)
@@ -52,7 +55,7 @@ pub fn run(arguments: &Arguments) -> Result {
             if seen.ended {
                 output::message("the program ended meanwhile: this is what was seen last");
             }
-            tell(&seen.refusals, arguments.json)
+            tell(&seen.refusals, &seen.notes, arguments.json)
         }
     }
 }
@@ -61,6 +64,7 @@ pub fn run(arguments: &Arguments) -> Result {
 #[derive(Default)]
 struct Seen {
     refusals: Vec<Refusal>,
+    notes: Vec<String>,
     /// It had come to its end, of its own accord.
     ended: bool,
 }
@@ -84,7 +88,7 @@ fn watch(started: &mut Started, long: Duration) -> std::result::Result<Seen, Fai
             return Ok(seen);
         }
         match looked {
-            Ok(refusals) => seen.refusals = refusals,
+            Ok((refusals, notes)) => (seen.refusals, seen.notes) = (refusals, notes),
             Err(error) if last => return Err(failure(error.to_string())),
             Err(_) => {}
         }
@@ -101,7 +105,7 @@ fn failure(message: String) -> Failure {
     }
 }
 
-fn look(pid: Pid) -> std::result::Result<Vec<Refusal>, Failure> {
+fn look(pid: Pid) -> std::result::Result<(Vec<Refusal>, Vec<String>), Failure> {
     if pid.0 <= 0 || tree::Stat::read(pid).is_none() {
         return Err(failure(format!("there is no process {pid}")));
     }
@@ -134,15 +138,20 @@ impl Drop for Started {
 struct Answer<'a> {
     can_be_saved: bool,
     obstacles: &'a [Refusal],
+    notes: &'a [String],
 }
 
-fn tell(refusals: &[Refusal], json: bool) -> Result {
+fn tell(refusals: &[Refusal], notes: &[String], json: bool) -> Result {
     if json {
         output::json(&Answer {
             can_be_saved: refusals.is_empty(),
             obstacles: refusals,
+            notes,
         })?;
     } else if refusals.is_empty() {
+        for note in notes {
+            output::result(note)?;
+        }
         output::result("nothing stands in the way of a checkpoint")?;
     } else {
         for refusal in refusals {

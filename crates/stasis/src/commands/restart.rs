@@ -6,6 +6,8 @@ use crate::cli::JobOptions;
 use crate::output;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use stasis_engine::descriptors::External;
+use stasis_engine::descriptors::external::Rule;
 use stasis_engine::model::Tree;
 use stasis_engine::progress::Silent;
 use stasis_engine::restart::{self, ChangedFiles, Options, Strategy};
@@ -44,6 +46,11 @@ pub struct Restarting {
     /// What to do when a file differs from what the program had and cannot be put back
     #[arg(long, value_enum, value_name = "WHAT", default_value = "refuse")]
     pub changed_files: Changed,
+    /// What to do with a TCP connection that led out of the job: reset it, refuse the restart, or reconnect (connect again,
+    /// and lose what was received and not read). WHAT=ADDRESS:PORT is for that destination, WHAT=*:PORT for that port
+    /// anywhere; may be repeated, the last that fits counts. All are reset when not given
+    #[arg(long, value_name = "WHAT[=ADDRESS:PORT]")]
+    pub external: Vec<Rule>,
     /// Start also where this host's processor lacks something that the program had and may use
     #[arg(long)]
     pub any_processor: bool,
@@ -93,6 +100,7 @@ impl Restarting {
                 Changed::Refuse => ChangedFiles::Refuse,
                 Changed::Accept => ChangedFiles::Accept,
             },
+            external: External(self.external.clone()),
             map_path: self.map_path.clone(),
             any_processor: self.any_processor,
             threads,

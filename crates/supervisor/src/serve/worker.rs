@@ -346,13 +346,14 @@ impl Worker {
                 Ok(saved(report, taken_at))
             }
             Err(error) => {
-                let disturbed = matches!(&error, EngineError::Refused(refusals)
+                let passing = matches!(&error, EngineError::Passing(_));
+                let spoken_to = matches!(&error, EngineError::Refused(refusals)
                     if self.shared.was_disturbed(seen, refusals));
-                if disturbed {
+                if spoken_to {
                     self.shared.wait_for_another(seen);
                 }
                 // A program that has ended in the middle leaves the round to the others.
-                let again = disturbed || self.shared.processes().is_empty();
+                let again = passing || spoken_to || self.shared.processes().is_empty();
                 let failure = round.gate.failure();
                 let failure =
                     failure.unwrap_or_else(|| round.gate.give_up(&error.to_string(), again));

@@ -16,6 +16,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Mutex;
 
+static EXTERNAL: crate::descriptors::External = crate::descriptors::External(Vec::new());
+
 /// Whole contents, in memory.
 #[derive(Default)]
 struct Image(Mutex<Vec<Vec<u8>>>);
@@ -101,6 +103,7 @@ fn context<'a>(image: &'a Image, files: Option<&'a ReadyFiles>) -> RestoreContex
         clocks: None,
         own_mounts: false,
         changed_files: ChangedFiles::Refuse,
+        external: &EXTERNAL,
     }
 }
 

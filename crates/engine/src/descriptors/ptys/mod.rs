@@ -11,7 +11,7 @@
 //! - `TIOCGPTPEER` opens the other side without a name, and from another mount namespace.
 //! - Numbers are given lowest first, one set for each mounted devpts (`fs/devpts/inode.c`). A restart takes numbers until it has
 //!   the wanted ones; where others have them it mounts a devpts of the job's own, which takes namespaces.
-//! - What waits cannot be looked at, only taken out and put back ([`queues`]).
+//! - What waits cannot be looked at, only taken out and put back (`queues.rs`).
 //! - A session's first process makes a terminal the session's own (`TIOCSCTTY`), and what it forks afterwards inherits that.
 
 mod queues;

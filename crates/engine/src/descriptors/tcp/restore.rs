@@ -4,17 +4,18 @@
 //! moment under the addresses of those who had accepted; then the sockets of the program that listen, so that nobody else is let in
 //! before; those that wait there; queues; ends of streams; options.
 
+use super::super::external::Way;
 use super::super::inet::{Address, Family};
-use super::super::{Description, DescriptionId, Kind, Opening, Plan, set_status};
+use super::super::{Description, DescriptionId, Kind, Opening, Plan, RestoreContext, set_status};
 use super::{Connection, Failure, Peer, Phase, State, queue, ways};
-use crate::EngineError;
 use crate::error::Context;
+use crate::{EngineError, Refusal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
     Shutdown, SocketFlags, SocketType, accept_with, bind, listen, shutdown, sockopt,
 };
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -27,9 +28,24 @@ pub(in super::super) struct Making {
 }
 
 /// What a restart does with addresses: those that cannot be had are in the way.
-pub(in super::super) fn plan(descriptions: &[Description], plan: &mut Plan) {
+pub(in super::super) fn plan(descriptions: &[Description], ctx: &RestoreContext, plan: &mut Plan) {
     let states: Vec<&State> = states(descriptions).map(|(_, state)| state).collect();
     ways::plan(&states, plan);
+    for remote in states.iter().filter_map(|state| outside(state)) {
+        match ctx.external.way(&remote) {
+            Way::Reset => plan
+                .actions
+                .push(format!("reset the connection to {remote}")),
+            Way::Reconnect => plan.actions.push(format!("connect to {remote} again")),
+            Way::Refuse => plan.refusals.push(Refusal {
+                pid: None,
+                process: String::new(),
+                object: format!("the connection to {remote}"),
+                reason: "it led out of the job, and cannot be continued".to_owned(),
+                hint: "let it be reset or made anew (--external)".to_owned(),
+            }),
+        }
+    }
 }
 
 fn states(descriptions: &[Description]) -> impl Iterator<Item = (DescriptionId, &State)> {
@@ -38,6 +54,14 @@ fn states(descriptions: &[Description]) -> impl Iterator<Item = (DescriptionId, 
         Kind::Tcp(state) => Some((DescriptionId(index as u32), state)),
         _ => None,
     })
+}
+
+/// Where a connection led that left the job.
+fn outside(state: &State) -> Option<Address> {
+    let connection = state.connection()?;
+    connection
+        .remote
+        .filter(|_| connection.peer == Peer::Outside)
 }
 
 /// Makes every TCP socket of the image, with all that was in it.
@@ -50,6 +74,7 @@ pub(in super::super) fn make_all(
         opening,
         listeners: HashMap::new(),
         fillers: HashMap::new(),
+        reconnected: HashSet::new(),
         making: Making::default(),
     };
     let all: Vec<&State> = maker.sockets.iter().map(|(_, state)| *state).collect();
@@ -85,6 +110,8 @@ struct Maker<'a> {
     listeners: HashMap<(Family, Address), OwnedFd>,
     /// The other ends of connections whose other end nobody has.
     fillers: HashMap<DescriptionId, OwnedFd>,
+    /// Those that were made anew.
+    reconnected: HashSet<DescriptionId>,
     making: Making,
 }
 
@@ -150,6 +177,18 @@ impl Maker<'_> {
         if connection.error == Some(Failure::Refused) {
             return self.refused(id, state);
         }
+        if let Some(remote) = outside(state)
+            && self.opening.context.external.way(&remote) == Way::Reconnect
+            && self.reconnect(id, state, &remote)?
+        {
+            if !connection.received.is_empty() {
+                self.making.notes.push(format!(
+                    "the connection to {remote} was made anew: {} bytes that were received and not read are lost",
+                    connection.received.len()
+                ));
+            }
+            return Ok(());
+        }
         let named = connection
             .remote
             .filter(|_| connection.peer == Peer::Closed);
@@ -168,6 +207,37 @@ impl Maker<'_> {
         let end = self.opening.place(end)?;
         self.fillers.insert(id, end);
         Ok(())
+    }
+
+    /// Makes a connection out of the job anew, if that is possible.
+    fn reconnect(
+        &mut self,
+        id: DescriptionId,
+        state: &State,
+        to: &Address,
+    ) -> Result<bool, EngineError> {
+        let what = || format!("connecting to {to}");
+        let fd = state.family.socket(SocketType::STREAM)?;
+        let mut why = ways::connect(fd.as_fd(), to).err();
+        if why.is_none() {
+            let mut polled = [PollFd::new(&fd, PollFlags::OUT)];
+            why = match poll(&mut polled, Some(&PATIENCE)).context(what)? {
+                0 => Some(Errno::TIMEDOUT.into()),
+                _ => sockopt::socket_error(&fd)
+                    .context(what)?
+                    .err()
+                    .map(Into::into),
+            };
+        }
+        if let Some(error) = why {
+            self.making.notes.push(format!(
+                "the connection to {to} is reset, as it could not be made anew: {error}"
+            ));
+            return Ok(false);
+        }
+        self.keep(id, fd)?;
+        self.reconnected.insert(id);
+        Ok(true)
     }
 
     /// A connection that was refused, which the program has not heard of.
@@ -320,6 +390,9 @@ impl Maker<'_> {
     fn end_all(&mut self) -> Result<(), EngineError> {
         let what = || "ending a connection".to_owned();
         for (id, connection) in self.connections() {
+            if self.reconnected.contains(&id) {
+                continue;
+            }
             let fd = self.made(id)?;
             let reset = connection.error.is_some()
                 || connection.peer == Peer::Outside && !connection.heard_end;

@@ -395,7 +395,7 @@ impl Sight {
         let connections = &whole.connections;
         if !self.settled {
             let reason = "is a connection with more on its way than the kernel lets its receiver hold (tcp_rmem)";
-            return Err(found.passing(reason, READ_IT));
+            return Err(found.refuse(reason, READ_IT));
         }
         if let Some((inode, other)) = connections.other(self) {
             if inode == found.stat.st_ino {
