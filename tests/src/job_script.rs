@@ -18,6 +18,8 @@ running() { dmtcp_command -s 2> /dev/null | grep -q RUNNING=yes; }
 all_run() { peers "$1" && running; }
 has_lines() { [ "$(wc -l < "$1")" -gt "$2" ]; }
 grows() { until_ok has_lines "$1" "$(wc -l < "$1")"; }
+saved() { ls ckpt_*.dmtcp; }
+there() { dmtcp_command -s; }
 nobody_listens() { ! dmtcp_command -s; }
 fails() { echo "FAILED: $*" >&2; exit 1; }
 is() { [ "$1" = "$2" ] || fails "$1, not $2 ${3-}"; }

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 /// For how long a coordinator may take over its greeting and its answers to what needs no work.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// For how long a coordinator may take over its own end.
+const END_LIMIT: Duration = Duration::from_secs(10);
 
 /// Connects; both sides prove that they know the user's secret.
 pub(crate) fn connect(address: &Address) -> Result<Lines, Error> {
@@ -27,7 +29,11 @@ pub(crate) fn connect(address: &Address) -> Result<Lines, Error> {
     let mut lines = Lines::new(stream);
     let greeting: Greeting = match lines.next() {
         Ok(Some(greeting)) => greeting,
-        Ok(None) => return Err(stranger("it closed the connection".into())),
+        // It was just ending.
+        Ok(None) => return Err(Error::NotFound(address.to_string())),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+            return Err(Error::NotFound(address.to_string()));
+        }
         Err(error) => return Err(stranger(format!("it does not greet like one: {error}"))),
     };
     if greeting.stasis_coordinator > VERSION {
@@ -59,8 +65,11 @@ pub(crate) fn connect(address: &Address) -> Result<Lines, Error> {
             Err(stranger("it does not know this user's secret".into()))
         }
         Ok(Some(Admission::Refused(reason))) => Err(stranger(reason)),
-        Ok(None) => Err(stranger("it closed the connection".into())),
-        Err(error) => Err(stranger(error.to_string())),
+        Ok(None) => Err(Error::NotFound(address.to_string())),
+        Err(error) => Err(Error::Lost {
+            address: address.to_string(),
+            source: error,
+        }),
     }
 }
 
@@ -77,7 +86,11 @@ fn reach(address: &Address) -> Result<TcpStream, Error> {
     for place in places {
         match TcpStream::connect_timeout(&place, PATIENCE) {
             Ok(stream) => return Ok(stream),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset
+                ) => {}
             Err(error) => last = Some(error),
         }
     }
@@ -119,12 +132,28 @@ impl Client {
         let stream = self.lines.get();
         stream
             .set_read_timeout(limit)
-            .and_then(|()| wire::write(stream, &Opening::Ask(ask)))
+            .and_then(|()| wire::write(stream, &Opening::Ask(ask.clone())))
             .map_err(lost)?;
+        let ends = ask == Ask::Quit;
         match self.lines.next() {
-            Ok(Some(reply)) => Ok(reply),
+            Ok(Some(reply)) => {
+                if ends {
+                    self.await_end();
+                }
+                Ok(reply)
+            }
+            // That is what was asked for.
+            Ok(None) if ends => Ok(Reply::Done),
             Ok(None) => Err(lost(io::ErrorKind::UnexpectedEof.into())),
             Err(error) => Err(lost(error)),
         }
+    }
+
+    /// Waits until the coordinator is gone, so that its port is free.
+    fn await_end(&mut self) {
+        // The kernel closes the descriptors of a process that ends in their order: this connection after the socket that
+        // listens.
+        let _ = self.lines.get().set_read_timeout(Some(END_LIMIT));
+        while let Ok(Some(_)) = self.lines.next::<serde_json::Value>() {}
     }
 }

@@ -33,7 +33,7 @@ pub enum Event {
     Join(MemberId, Join),
     /// A member says something.
     Heard(MemberId, FromMember),
-    /// A member's connection is closed.
+    /// A member's connection is closed: its program has ended, as it has said, or the supervisor was lost.
     Left(MemberId),
     /// A command asks.
     Asked(AskId, Ask),
@@ -89,6 +89,8 @@ struct Member {
     join: Join,
     name: String,
     running: Option<Running>,
+    /// The program has ended, and the supervisor is going to leave.
+    ended: bool,
 }
 
 /// Somebody wants a checkpoint.
@@ -277,6 +279,7 @@ impl Machine {
         let member = Member {
             name: join.name.clone().unwrap_or_default(),
             running: join.running,
+            ended: false,
             join,
         };
         self.members.insert(id, member);
@@ -349,6 +352,11 @@ impl Machine {
             } => {
                 let name = self.program(id);
                 self.failed(id, round, format!("{name}: {reason}"), again, now, actions);
+            }
+            FromMember::Ended => {
+                if let Some(member) = self.members.get_mut(&id) {
+                    member.ended = true;
+                }
             }
             FromMember::Alive => {}
         }

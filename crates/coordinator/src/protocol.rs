@@ -146,6 +146,8 @@ pub enum FromMember {
         /// It may go better at once.
         again: bool,
     },
+    /// The program has ended: the connection is going to be closed.
+    Ended,
     /// Nothing but that it lives.
     Alive,
 }

@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 
 /// For how long whoever connects may take to say what he wants.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// For how long the end waits for the last answers to be sent.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// What makes the coordinator act.
 enum Task {
@@ -47,6 +49,8 @@ pub trait Observer {
 pub struct Handle {
     tasks: Sender<Task>,
     asks: Arc<AtomicU64>,
+    /// Connections whose answer is not sent yet.
+    unanswered: Arc<AtomicU64>,
 }
 
 impl Handle {
@@ -72,6 +76,7 @@ pub struct Server {
     handle: Handle,
     members: HashMap<MemberId, Sender<Letter>>,
     asks: HashMap<AskId, Sender<Reply>>,
+    listener: TcpListener,
 }
 
 impl Server {
@@ -84,8 +89,12 @@ impl Server {
         let handle = Handle {
             tasks: sender,
             asks: Arc::default(),
+            unanswered: Arc::default(),
         };
         let listening = handle.clone();
+        let own = listener
+            .try_clone()
+            .context(|| "sharing the socket".into())?;
         thread::Builder::new()
             .name("listener".into())
             .spawn(move || listen(&listener, &secret, &listening))
@@ -96,6 +105,7 @@ impl Server {
             handle,
             members: HashMap::new(),
             asks: HashMap::new(),
+            listener: own,
         })
     }
 
@@ -126,12 +136,25 @@ impl Server {
                     self.asks.insert(id, reply);
                     self.machine.handle(Event::Asked(id, ask), now)
                 }
-                Ok(Task::End) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(Task::End) | Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => self.machine.tick(now),
             };
             if self.carry_out(actions, observer) {
-                return;
+                break;
             }
+        }
+        // The port is free before anybody can see that the coordinator has ended: with its descriptors, the kernel closes
+        // the connections first.
+        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
+        self.let_last_answers_out();
+    }
+
+    fn let_last_answers_out(&mut self) {
+        // Those that are not answered yet never will be.
+        self.asks.clear();
+        let deadline = Instant::now() + LAST_WORDS;
+        while self.handle.unanswered.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
         }
     }
 
@@ -174,6 +197,8 @@ fn listen(listener: &TcpListener, secret: &Secret, handle: &Handle) {
     loop {
         let stream = match listener.accept() {
             Ok((stream, _)) => stream,
+            // It was shut down.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return,
             Err(error) => {
                 // Out of descriptors, most likely: others may be closed in a moment.
                 tracing::warn!(%error, "accepting a connection");
@@ -252,10 +277,13 @@ fn admit(lines: &mut Lines, secret: &Secret) -> io::Result<bool> {
 fn answer(mut lines: Lines, first: Ask, handle: &Handle) -> io::Result<()> {
     let mut next = Some(first);
     while let Some(ask) = next {
-        let Some(reply) = handle.ask(ask) else {
-            return Ok(());
+        handle.unanswered.fetch_add(1, Ordering::SeqCst);
+        let answered = match handle.ask(ask) {
+            Some(reply) => wire::write(lines.get(), &reply),
+            None => Err(io::ErrorKind::BrokenPipe.into()),
         };
-        wire::write(lines.get(), &reply)?;
+        handle.unanswered.fetch_sub(1, Ordering::SeqCst);
+        answered?;
         next = match lines.next()? {
             Some(Opening::Ask(ask)) => Some(ask),
             _ => None,

@@ -11,10 +11,13 @@ use crate::{options, output};
 use clap::{Arg, ArgAction, Command};
 use show::Shown;
 pub(crate) use show::{rows, text};
-use stasis_coordinator::Error;
 use stasis_coordinator::client::Client;
+use stasis_coordinator::link::Address;
 use stasis_coordinator::protocol::{Ask, Reply};
-use stasis_supervisor::{client, inside};
+use stasis_engine::tree::Stat;
+use stasis_supervisor::client::{self, Found};
+use stasis_supervisor::inside;
+use stasis_sys::Pid;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -165,6 +168,7 @@ pub fn run(words: &[OsString]) -> ExitCode {
     if said.verbs.is_empty() {
         return usage();
     }
+    let said_port = said.port.is_some();
     let port = match connection::port(said.port) {
         Ok(port) => port,
         Err(error) => {
@@ -172,10 +176,16 @@ pub fn run(words: &[OsString]) -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    let wanted = connection::wanted(said.host, port);
+    let named = said.host.is_some() || said_port;
+    let mut wanted = connection::wanted(said.host, port);
+    let around = job_around();
+    if let (false, Some(address)) = (named, around.as_ref().and_then(coordinator_of)) {
+        // That of the variables may be the one that the program had before it was restarted.
+        wanted.address = address;
+    }
     let mut client = None;
     for verb in &said.verbs {
-        let code = carry_out(verb, &wanted, &mut client, shown);
+        let code = carry_out(verb, &wanted, around.as_ref(), &mut client, shown);
         if code != 0 {
             return ExitCode::from(code);
         }
@@ -189,7 +199,13 @@ fn usage() -> ExitCode {
 }
 
 /// Gives the exit status.
-fn carry_out(verb: &Verb, wanted: &Wanted, client: &mut Option<Client>, shown: Shown) -> u8 {
+fn carry_out(
+    verb: &Verb,
+    wanted: &Wanted,
+    around: Option<&Found>,
+    client: &mut Option<Client>,
+    shown: Shown,
+) -> u8 {
     let address = &wanted.address;
     let (name, ask) = match verb {
         Verb::Help if shown.json => return shown.plain("DMT_HELP", address),
@@ -234,7 +250,7 @@ fn carry_out(verb: &Verb, wanted: &Wanted, client: &mut Option<Client>, shown: S
         Verb::Unknown(_) => return USAGE,
     };
     if let Ask::Checkpoint { stop, .. } = ask
-        && let Some(code) = from_inside(name, wanted, stop, client, shown)
+        && let Some(code) = from_inside(name, wanted, around, stop, client, shown)
     {
         return code;
     }
@@ -248,8 +264,6 @@ fn carry_out(verb: &Verb, wanted: &Wanted, client: &mut Option<Client>, shown: S
     };
     match asked {
         Ok(reply) => told(name, &ask, reply, wanted, shown),
-        // A coordinator that ends closes its connections.
-        Err(Error::Lost { .. }) if ask == Ask::Quit => shown.plain(name, address),
         Err(error) => {
             let hint = if wanted.explicit {
                 "Coordinator not found. Please check port and host."
@@ -266,19 +280,56 @@ fn carry_out(verb: &Verb, wanted: &Wanted, client: &mut Option<Client>, shown: S
     }
 }
 
+/// The job that this process belongs to. Who has no supervisor among its ancestors asks nobody.
+fn job_around() -> Option<Found> {
+    let mut pid = Pid::current();
+    let below = loop {
+        let stat = Stat::read(pid)?;
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let holds = [
+            "dmtcp_launch",
+            "dmtcp_restart",
+            "dmtcp_checkpoin",
+            "dmtcp_relaunch",
+            "stasis",
+        ];
+        if holds.contains(&name.trim_end()) {
+            break true;
+        }
+        if stat.parent.0 < 1 {
+            break false;
+        }
+        pid = stat.parent;
+    };
+    if !below {
+        return None;
+    }
+    let jobs = client::jobs().ok()?;
+    let job = client::resolve(&jobs, None).ok()?;
+    job.is_around_us().then(|| job.clone())
+}
+
+/// The coordinator of a job.
+fn coordinator_of(job: &Found) -> Option<Address> {
+    let (host, port) = job.status.coordinator.as_ref()?.rsplit_once(':')?;
+    Some(Address {
+        host: host.to_owned(),
+        port: port.parse().ok()?,
+        keys: connection::keys(),
+    })
+}
+
 /// A process of a job that belongs to this coordinator asks its own supervisor, which asks the coordinator. It returns when
 /// the checkpoint is taken, and once more in each program that is continued from it.
 fn from_inside(
     name: &str,
     wanted: &Wanted,
+    around: Option<&Found>,
     stop: bool,
     client: &mut Option<Client>,
     shown: Shown,
 ) -> Option<u8> {
-    let jobs = client::jobs().ok()?;
-    let job = client::resolve(&jobs, None)
-        .ok()
-        .filter(|job| job.is_around_us())?;
+    let job = around?;
     let address = wanted.address.to_string();
     if job.status.coordinator.as_ref() != Some(&address) {
         return None;

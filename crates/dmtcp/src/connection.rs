@@ -106,7 +106,8 @@ pub(crate) fn join(starting: &Starting<'_>, join: &Join) -> Result<Membership, F
     for attempt in 1.. {
         match Membership::join(&wanted.address, join.clone()) {
             Ok(membership) => return Ok(membership),
-            Err(Error::NotFound(_)) if local && !must_join => {
+            // One that is lost while it is joined was just ending.
+            Err(Error::NotFound(_) | Error::Lost { .. }) if local && !must_join => {
                 let port = wanted.address.port;
                 match start(&mut wanted, port, starting) {
                     Ok(()) => {}

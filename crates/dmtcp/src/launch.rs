@@ -28,8 +28,7 @@ pub fn parser() -> Command {
             .value_parser(clap::value_parser!(OsString))
             .action(ArgAction::Append)
             .num_args(0..)
-            .trailing_var_arg(true)
-            .allow_hyphen_values(true),
+            .trailing_var_arg(true),
     )
 }
 

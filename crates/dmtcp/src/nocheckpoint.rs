@@ -24,8 +24,7 @@ pub fn parser() -> Command {
                 .action(ArgAction::Append)
                 .num_args(1..)
                 .required(true)
-                .trailing_var_arg(true)
-                .allow_hyphen_values(true),
+                .trailing_var_arg(true),
         )
 }
 

@@ -144,11 +144,33 @@ pub fn checkpoint(
     // Tracees belong to the thread that has seized them. One that could not be stopped cannot be let go either, but the kernel
     // does that when the tracing thread ends (`exit_ptrace`, `kernel/ptrace.c`).
     std::thread::scope(|scope| {
-        let tracing = scope.spawn(|| trace(job, path, options, progress));
+        let tracing = scope.spawn(|| trace_until_possible(job, path, options, progress));
         tracing
             .join()
             .unwrap_or_else(|_| Err(EngineError::Failed("the checkpoint panicked".into())))
     })
+}
+
+/// What passes by itself is given so long, a little more each time.
+const MOMENTS: [u64; 12] = [1, 2, 4, 8, 15, 30, 50, 75, 100, 150, 200, 300];
+
+/// Lets the program run on for a moment where something stands in the way that passes by itself, and tries again.
+fn trace_until_possible(
+    job: &mut Job,
+    path: &Path,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Report, EngineError> {
+    for moment in MOMENTS {
+        match trace(job, path, options, progress) {
+            Err(EngineError::Passing(_)) => std::thread::sleep(Duration::from_millis(moment)),
+            other => return other,
+        }
+    }
+    match trace(job, path, options, progress) {
+        Err(EngineError::Passing(refusals)) => Err(EngineError::Refused(refusals)),
+        other => other,
+    }
 }
 
 fn trace(

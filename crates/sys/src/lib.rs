@@ -18,6 +18,7 @@ pub mod procfs;
 pub mod pty;
 pub mod signal;
 pub mod socket;
+pub mod socket_option;
 pub mod startup;
 pub mod sysv;
 pub mod task;

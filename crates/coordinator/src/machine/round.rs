@@ -170,8 +170,16 @@ impl Machine {
             return;
         };
         if !round.is_decided() {
-            let reason = format!("{} has ended or was lost", member.join.program);
-            self.abort(reason, true, now, actions);
+            let reason = if member.ended {
+                format!("{} has ended", member.join.program)
+            } else {
+                format!(
+                    "{} was lost: its supervisor has died, or the connection to it",
+                    member.join.program
+                )
+            };
+            // Without a program that has ended, the others are whole; one that was lost is to be noticed.
+            self.abort(reason, member.ended, now, actions);
             return;
         }
         match place.image {

@@ -225,6 +225,7 @@ fn a_member_that_ends_in_a_round_leaves_it_to_the_others() {
     let mut world = World::with_members(Options::default(), 2);
     world.checkpoint(9);
     world.reach(1, Point::Frozen);
+    world.say(2, FromMember::Ended);
     world.happen(Event::Left(MemberId(2)));
     for point in POINTS {
         world.reach(1, point);
@@ -234,6 +235,18 @@ fn a_member_that_ends_in_a_round_leaves_it_to_the_others() {
         &world.answered[..],
         [(9, Reply::Checkpoint { members: 1, .. })]
     ));
+}
+
+#[test]
+fn a_member_lost_in_a_round_fails_it() {
+    let mut world = World::with_members(Options::default(), 2);
+    world.checkpoint(9);
+    world.reach(1, Point::Frozen);
+    world.happen(Event::Left(MemberId(2)));
+    assert!(
+        matches!(&world.answered[..], [(9, Reply::Failed { reason })] if reason.contains("p2 was lost"))
+    );
+    assert_eq!(world.aborts(), 1);
 }
 
 #[test]

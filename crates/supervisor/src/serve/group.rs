@@ -130,7 +130,14 @@ impl Gate {
             again: false,
         };
         match said {
-            Ok(()) => self.wait_for(|state| state.failed.clone()).unwrap_or(own),
+            Ok(()) => self
+                .wait_for(|state| {
+                    // What was decided is not taken back: nothing more will be said of it.
+                    let decided = state.open == Some(protocol::Point::Complete);
+                    let failed = state.failed.clone();
+                    failed.or_else(|| decided.then(|| own.clone()))
+                })
+                .unwrap_or(own),
             Err(_) => own,
         }
     }
@@ -183,13 +190,19 @@ pub(super) struct Ear {
 }
 
 impl Ear {
-    /// Listens until the job is over.
-    pub(super) fn listen(self, mut link: Link) {
-        let started = FromMember::Started {
+    /// Tells that the program runs. A program that ends at once must not look like one that could not be started, so that
+    /// this comes before anything else.
+    pub(super) fn introduce(&self, voice: &Voice) {
+        // A coordinator that is gone is noticed by whoever listens.
+        let _ = voice.say(&FromMember::Started {
             name: self.shared.settings.name.to_string(),
             running: self.running,
-        };
-        let mut known = link.voice().say(&started).is_ok();
+        });
+    }
+
+    /// Listens until the job is over.
+    pub(super) fn listen(self, mut link: Link) {
+        let mut known = true;
         loop {
             if known {
                 self.follow(&mut link);

@@ -170,6 +170,7 @@ fn join_in(
         tasks: tasks.clone(),
         front: Arc::clone(front),
     };
+    ear.introduce(&voice);
     spawn("coordinator", move || ear.listen(link))?;
     Ok(Some(voice))
 }

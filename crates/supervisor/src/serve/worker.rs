@@ -145,6 +145,10 @@ impl Worker {
         let unserved = self.pending.drain(..).chain(late);
         let unserved: Vec<Request> = unserved.filter(waits).collect();
         self.answer_all(unserved, &Err(EngineError::Gone.to_string()));
+        if let Some(voice) = &self.voice {
+            // Without this word the coordinator takes the supervisor for lost.
+            let _ = voice.say(&FromMember::Ended);
+        }
     }
 
     /// Waits for a reason to take a checkpoint, and takes it; false when the job is over.
@@ -347,9 +351,11 @@ impl Worker {
                 if disturbed {
                     self.shared.wait_for_another(seen);
                 }
+                // A program that has ended in the middle leaves the round to the others.
+                let again = disturbed || self.shared.processes().is_empty();
                 let failure = round.gate.failure();
                 let failure =
-                    failure.unwrap_or_else(|| round.gate.give_up(&error.to_string(), disturbed));
+                    failure.unwrap_or_else(|| round.gate.give_up(&error.to_string(), again));
                 if failure.again {
                     self.pending.extend(served);
                     self.shared.lock().checkpointing = false;
