@@ -112,7 +112,8 @@ impl System {
                 &["SLURM_ARRAY_JOB_ID", "SLURM_JOB_ID"],
                 &["SLURM_ARRAY_TASK_ID"],
             ),
-            System::HtCondor => (&["CONDOR_CLUSTER_ID", "CONDOR_ID"], &["CONDOR_PROC_ID"]),
+            // It sets neither: they are in a file, see below.
+            System::HtCondor => (&["CONDOR_CLUSTER_ID"], &["CONDOR_PROC_ID"]),
             System::Pbs => (&["PBS_JOBID"], &["PBS_ARRAY_INDEX", "PBS_ARRAYID"]),
             System::Lsf => (&["LSB_JOBID"], &["LSB_JOBINDEX"]),
             System::GridEngine => (&["JOB_ID"], &["SGE_TASK_ID"]),
@@ -127,11 +128,29 @@ impl System {
         let set = |value: &String| !value.is_empty();
         // A job that is not of an array: LSF says 0, Grid Engine says "undefined".
         let none = |value: &String| value == "undefined" || self == System::Lsf && value == "0";
+        let named = first(jobs).filter(set);
+        if named.is_none() && self == System::HtCondor {
+            return advertised(&variable("_CONDOR_JOB_AD")?);
+        }
         Some(Identity {
-            job: first(jobs).filter(set)?,
+            job: named?,
             task: first(tasks).filter(set).filter(|value| !none(value)),
         })
     }
+}
+
+/// Who a job of HTCondor is, by the file that describes it: `ClusterId = 12` and `ProcId = 0`, one on a line.
+fn advertised(path: &str) -> Option<Identity> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let value = |name: &str| {
+        let mut pairs = text.lines().filter_map(|line| line.split_once('='));
+        let (_, value) = pairs.find(|(known, _)| known.trim().eq_ignore_ascii_case(name))?;
+        Some(value.trim().to_owned())
+    };
+    Some(Identity {
+        job: value("ClusterId")?,
+        task: value("ProcId"),
+    })
 }
 
 #[cfg(test)]
@@ -193,6 +212,19 @@ mod tests {
         for system in System::ALL {
             assert_eq!(identity(system, &[("HOME", "/")]), None, "{system:?}");
         }
+    }
+
+    #[test]
+    fn a_job_of_htcondor_reads_who_it_is() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, "Cmd = \"x\"\nProcId = 3\nClusterId = 12\n").unwrap();
+        let path = file.path().to_string_lossy().into_owned();
+        let found = identity(System::HtCondor, &[("_CONDOR_JOB_AD", &path)]);
+        assert_eq!(found.as_deref(), Some("12_3"));
+        assert_eq!(
+            identity(System::HtCondor, &[("_CONDOR_JOB_AD", "/none")]),
+            None
+        );
     }
 
     #[test]

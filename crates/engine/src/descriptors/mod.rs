@@ -225,6 +225,8 @@ pub struct RestoreContext<'a> {
     pub first_free: RawFd,
     /// The restart command's own standard input, output and error.
     pub stdio: &'a [Option<OwnedFd>; 3],
+    /// The program goes on at the end of those that are files.
+    pub keep_output: bool,
     /// What the restart command was given beside them, by number.
     pub inherited: &'a [(RawFd, OwnedFd)],
     /// A terminal that becomes the job's controlling terminal.

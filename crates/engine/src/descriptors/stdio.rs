@@ -212,7 +212,13 @@ fn bind(state: &State, index: u8, opening: &mut Opening) -> Result<OwnedFd, Engi
                 Some(own) if stat.is_some_and(|s| (s.st_dev, s.st_ino) == own.inode) => {
                     // One that was made shorter is gone on with at its end, not beyond it.
                     let length = stat.map_or(0, |s| s.st_size as u64);
-                    rustix::fs::seek(own.fd, SeekFrom::Start(file.offset().min(length)))
+                    let at_end = index > 0 && opening.context.keep_output;
+                    let offset = if at_end {
+                        length
+                    } else {
+                        file.offset().min(length)
+                    };
+                    rustix::fs::seek(own.fd, SeekFrom::Start(offset))
                         .context(|| format!("setting the offset of {}", file.path()))?;
                     duplicate(own.fd)
                 }

@@ -31,6 +31,8 @@ pub struct PlanOptions {
     pub sequence: u64,
     /// The files that are the restart command's own standard streams: that they are open is no sign of somebody else's work.
     pub own: Vec<FileId>,
+    /// A file that is one of these and has grown is not cut: what is written again is doubled in it.
+    pub keep_own: bool,
     /// The same, of everything that the command was started with.
     pub held: Vec<FileId>,
 }
@@ -395,6 +397,13 @@ impl Case<'_> {
     }
 
     fn cut(&mut self, seen: Seen, doubt: &str) -> Result<Step, Refusal> {
+        if self.options.keep_own && self.options.own.contains(&seen.id) {
+            self.sentence = format!(
+                "goes on at the end of {}, which has grown and is the restart's own output",
+                self.name()
+            );
+            return Ok(self.step(Some(seen), What::Accept));
+        }
         if let Some(reason) = self.at_work(seen) {
             return self.changed(seen, &reason);
         }

@@ -170,6 +170,7 @@ impl World {
     }
     fn plan_with(&self, changed: ChangedFiles) -> FilePlan {
         let options = PlanOptions {
+            keep_own: false,
             changed,
             map: PathMap::default(),
             sequence: 7,

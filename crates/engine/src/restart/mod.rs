@@ -53,6 +53,8 @@ pub struct Options {
     /// The plan will be carried out: the memory of processes, most of an image, need not be read twice, once to be verified and
     /// once to be put in its place, where nothing but the new processes would have been touched when damage is found.
     pub verify_while_filling: bool,
+    /// The restart's own output, where the program goes on in that file, is not cut: what is printed again is doubled in it.
+    pub keep_output: bool,
     /// Start also where the processor lacks features that the program may use.
     pub any_processor: bool,
     /// The slave side of a terminal that becomes the job's controlling terminal, where the job had one.
@@ -68,6 +70,7 @@ fn context<'a>(
     first_free: RawFd,
 ) -> RestoreContext<'a> {
     RestoreContext {
+        keep_output: options.keep_output,
         contents: loader,
         files,
         first_free,

@@ -71,6 +71,7 @@ pub fn plan(
     let own: Vec<_> = stdio.iter().flatten().filter_map(identity).collect();
     let others = inherited.iter().filter_map(|(_, fd)| identity(fd));
     let wanted = PlanOptions {
+        keep_own: options.keep_output,
         changed: options.changed_files,
         map: PathMap::new(&options.map_path),
         sequence: tree.info.sequence,

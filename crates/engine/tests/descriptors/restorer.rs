@@ -77,6 +77,7 @@ fn restore(
         files: Mutex::new(parcel.files.clone()),
     };
     let options = PlanOptions {
+        keep_own: false,
         changed: ChangedFiles::Refuse,
         map: PathMap::default(),
         sequence: 1,
@@ -87,6 +88,7 @@ fn restore(
     let plan = file_policy::plan(&files, &options, &store);
     let ready = file_policy::apply(&plan, &files, &store)?;
     let context = RestoreContext {
+        keep_output: false,
         contents: &store,
         files: Some(&ready),
         first_free: parcel.first_free,

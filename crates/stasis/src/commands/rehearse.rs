@@ -113,6 +113,9 @@ fn in_words(report: &Report) -> String {
     text
 }
 
+/// For how long a job may take to go when it is killed.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 type Tried<T> = std::result::Result<T, String>;
 
 fn told<T>(what: &str, done: std::io::Result<T>) -> Tried<T> {
@@ -194,6 +197,8 @@ impl<'a> Stage<'a> {
         let _ = second.end_within(rest / 2)?;
         self.tell("kill -9 of everything, and restart")?;
         let _ = self.json(&["kill", "rehearsal"]);
+        // It gives its name back.
+        let _ = second.end_within(PATIENCE)?;
         second.kill();
         let since = Instant::now();
         let mut third = self.stasis(&["restart", "-n", "rehearsal", &image], &[], "given")?;
@@ -300,13 +305,13 @@ impl<'a> Stage<'a> {
             if jobs.as_array().is_some_and(|jobs| !jobs.is_empty()) {
                 return Ok(since.elapsed());
             }
-            if actor.end_within(Duration::from_millis(10))?.is_some() {
-                let said = fs::read_to_string(self.at("errors")).unwrap_or_default();
+            if let Some(status) = actor.end_within(Duration::from_millis(10))? {
                 // It may have been that short; then its output tells.
-                return match said.contains("cannot restart") {
-                    true => Err(said.trim().to_owned()),
-                    false => Ok(since.elapsed()),
-                };
+                if status.code() != Some(i32::from(crate::exit::OWN)) {
+                    return Ok(since.elapsed());
+                }
+                let said = fs::read_to_string(self.at("errors")).unwrap_or_default();
+                return Err(said.trim().to_owned());
             }
         }
     }

@@ -51,6 +51,10 @@ pub struct Restarting {
     /// anywhere; may be repeated, the last that fits counts. All are reset when not given
     #[arg(long, value_name = "WHAT[=ADDRESS:PORT]")]
     pub external: Vec<Rule>,
+    /// What becomes of the lines that the program has written to the restart's own output file after the checkpoint, and is
+    /// going to write again
+    #[arg(long, value_enum, value_name = "WHAT", default_value = "cut")]
+    pub output: Output,
     /// Start also where this host's processor lacks something that the program had and may use
     #[arg(long)]
     pub any_processor: bool,
@@ -68,6 +72,15 @@ pub enum StrategyName {
     Namespaces,
     /// Fork until the kernel's counter stands right: slow, and the ids must be free
     Burn,
+}
+
+/// What to do about lines that are written twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// Take them back, and keep them in a file beside
+    Cut,
+    /// Leave them, with a line that tells what follows
+    Mark,
 }
 
 /// What to do about changed files.
@@ -103,6 +116,7 @@ impl Restarting {
             external: External(self.external.clone()),
             map_path: self.map_path.clone(),
             any_processor: self.any_processor,
+            keep_output: self.output == Output::Mark,
             threads,
             ..Options::default()
         }
@@ -206,6 +220,9 @@ pub fn first_usable(
             Err(error) => return Err(Failure::own(error)),
         };
         let options = how.options(settings.threads);
+        if how.output == Output::Mark {
+            mark(&image);
+        }
         let command = Tree::of(&image).map_err(Failure::own)?.info.command;
         let settings = Settings {
             command,
@@ -247,4 +264,15 @@ fn plan(path: &Path, options: &Options, json: bool) -> Result {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says in the output what is going to be written there again.
+fn mark(image: &Image) {
+    let Ok(tree) = Tree::of(image) else { return };
+    let at = jiff::Timestamp::from_second(tree.info.taken_at).unwrap_or_default();
+    output::message(&format!(
+        "---- from here on lines are repeated that the program had written after {}, its checkpoint {} ----",
+        output::local_time(at),
+        tree.info.sequence
+    ));
 }

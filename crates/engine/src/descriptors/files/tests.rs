@@ -93,6 +93,7 @@ fn save(files: &[&File], image: &Image) -> (Vec<State>, Vec<crate::file_policy::
 
 fn context<'a>(image: &'a Image, files: Option<&'a ReadyFiles>) -> RestoreContext<'a> {
     RestoreContext {
+        keep_output: false,
         contents: image,
         files,
         first_free: 0,
@@ -114,6 +115,7 @@ fn again(files: Vec<File>, between: impl FnOnce()) -> Result<Vec<File>, EngineEr
     drop(files);
     between();
     let options = PlanOptions {
+        keep_own: false,
         changed: ChangedFiles::Refuse,
         map: PathMap::default(),
         sequence: 1,

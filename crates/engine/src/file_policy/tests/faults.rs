@@ -163,6 +163,7 @@ fn killed() {
     let bytes = fs::read(state).expect("readable");
     let (records, image): (Vec<FileRecord>, Image) = postcard::from_bytes(&bytes).expect("decoded");
     let options = PlanOptions {
+        keep_own: false,
         changed: ChangedFiles::Refuse,
         map: PathMap::default(),
         sequence: 7,

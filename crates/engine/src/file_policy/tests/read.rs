@@ -52,6 +52,7 @@ fn files_are_found_under_their_new_prefix() {
     fs::write(other.path().join("out"), b"abcd").expect("writable");
     let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
     let options = PlanOptions {
+        keep_own: false,
         changed: ChangedFiles::Refuse,
         map: PathMap::new(&[(text(world.dir.path()), text(other.path()))]),
         sequence: 8,

@@ -6,9 +6,9 @@ macro_rules! features {
     };
 }
 
-/// Names and tests. What a program chooses its code by; not what only the kernel uses.
 type Feature = (&'static str, fn() -> bool);
 
+/// Names and tests. What a program chooses its code by; not what only the kernel uses.
 const KNOWN: &[Feature] = features![
     "sse3" "ssse3" "sse4.1" "sse4.2" "sse4a" "avx" "avx2" "fma" "f16c" "aes" "pclmulqdq" "sha" "gfni" "vaes" "vpclmulqdq"
     "avx512f" "avx512cd" "avx512bw" "avx512dq" "avx512vl" "avx512ifma" "avx512vbmi" "avx512vbmi2" "avx512vnni"
