@@ -7,7 +7,9 @@ use crate::progress::{Progress, Step};
 use crate::store::{MemorySource, Store};
 use crate::{EngineError, Job, Refusal, faults, twin};
 use serde::{Deserialize, Serialize};
-use stasis_image::{Compression, ImageWriter, ObjectId, Run, StoreJob, WriteOptions};
+use stasis_image::{
+    Compression, Image, ImageWriter, ObjectId, Run, Secret, StoreJob, WriteOptions,
+};
 use stasis_sys::pagemap::Pages;
 use stasis_sys::process::Waited;
 use stasis_sys::{Pid, procfs};
@@ -32,6 +34,10 @@ pub struct Options {
     pub requesters: Requesters,
     /// End the program in the same instant: it never runs on after what was saved.
     pub stop: bool,
+    /// An older image of this job in the same directory: what it holds already is not stored again.
+    pub older: Option<Arc<Image>>,
+    /// What the image is encrypted with.
+    pub secret: Option<Secret>,
     /// Facts about the job that are stored with it.
     pub info: JobInfo,
 }
@@ -100,6 +106,8 @@ pub struct Report {
     pub captured: u64,
     /// Length of the image file in bytes.
     pub written: u64,
+    /// Older files that it takes contents from.
+    pub bases: usize,
     /// What the user should know (connections to be reset, decisions taken).
     pub notes: Vec<String>,
 }
@@ -138,7 +146,14 @@ fn trace(
         compression: options.compression,
         threads: options.threads,
     };
-    let store = Store::new(ImageWriter::create(path, writing)?);
+    let mut writer = ImageWriter::create(path, writing)?;
+    if let Some(secret) = &options.secret {
+        writer = writer.encrypted_with(secret)?;
+    }
+    if let Some(older) = &options.older {
+        writer = writer.based_on(Arc::clone(older));
+    }
+    let store = Store::new(writer);
     faults::pass("created")?;
     progress.step(Step::Freeze);
     let paused = Instant::now();
@@ -218,6 +233,7 @@ fn trace(
         threads,
         captured: captured_bytes,
         written: committed.file_len,
+        bases: committed.bases,
         notes: captured.notes,
     })
 }

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::format::Encoding;
 use crate::format::limits::{CHUNK, PAGE};
+use crate::index::Encoding;
 
 /// How contents are made smaller on the way to the disk. Chunks that do not shrink are stored as they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

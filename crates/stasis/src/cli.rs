@@ -2,7 +2,7 @@
 
 use crate::commands;
 use clap::{Args, Parser, Subcommand};
-use stasis_image::Compression;
+use stasis_image::{Compression, KeyError, Keys, Recipient};
 use stasis_supervisor::{Interval, JobName, signal_name};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -28,6 +28,8 @@ pub enum Command {
     List(commands::list::Arguments),
     Inspect(commands::inspect::Arguments),
     Verify(commands::verify::Arguments),
+    Prune(commands::prune::Arguments),
+    Export(commands::export::Arguments),
     Check(commands::check::Arguments),
     Demo(commands::demo::Arguments),
     Completions(commands::completions::Arguments),
@@ -64,12 +66,56 @@ pub struct JobOptions {
     /// Threads that write a checkpoint; 0 is one for each processor
     #[arg(long, value_name = "N", default_value = "0")]
     pub threads: usize,
+    /// Store only what the checkpoint before does not hold; older files that are needed for that stay, as NAME-000001.base
+    /// and so on
+    #[arg(long, value_name = "YES|NO", num_args = 0..=1, require_equals = true, default_value = "no",
+          default_missing_value = "yes", action = clap::ArgAction::Set, value_parser = parse_yes_or_no)]
+    pub incremental: bool,
+    /// Encrypt checkpoints so that RECIPIENT, the public half of an age identity (age1...), can read them; may be repeated.
+    /// A restarted job goes on with the encryption of its checkpoint
+    #[arg(long, value_name = "RECIPIENT", conflicts_with = "passphrase_file")]
+    pub encrypt_to: Vec<Recipient>,
+    #[command(flatten)]
+    pub keys: KeyOptions,
     /// Store the contents of a file that is open for writing up to this size in bytes (K, M and G are understood)
     #[arg(long, value_name = "BYTES", default_value = "64M", value_parser = parse_size)]
     pub file_limit: u64,
     /// Show how checkpoints come along, on standard error where that is a terminal
     #[arg(long)]
     pub progress: bool,
+}
+
+/// What encrypted checkpoints are opened with.
+#[derive(Debug, Args)]
+pub struct KeyOptions {
+    /// A file with age identities (AGE-SECRET-KEY-1...) that open encrypted checkpoints; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub identity: Vec<PathBuf>,
+    /// A file whose first line is the passphrase of encrypted checkpoints
+    #[arg(long, value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
+}
+
+impl KeyOptions {
+    /// The keys in these files.
+    pub fn keys(&self) -> Result<Keys, KeyError> {
+        let mut keys = Keys::none();
+        for file in &self.identity {
+            keys.add_identity_file(file)?;
+        }
+        if let Some(file) = &self.passphrase_file {
+            keys.add_passphrase_file(file)?;
+        }
+        Ok(keys)
+    }
+}
+
+fn parse_yes_or_no(text: &str) -> Result<bool, String> {
+    match text {
+        "yes" => Ok(true),
+        "no" => Ok(false),
+        _ => Err("write yes or no".to_owned()),
+    }
 }
 
 /// A number of bytes: `512`, `64K`, `64M`, `1G`, all binary.

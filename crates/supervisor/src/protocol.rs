@@ -113,6 +113,9 @@ pub struct Saved {
     pub captured_bytes: u64,
     /// Length of the image in bytes.
     pub image_bytes: u64,
+    /// Older files that it takes contents from.
+    #[serde(default)]
+    pub bases: usize,
     /// What the user should know.
     pub notes: Vec<String>,
 }

@@ -1,9 +1,10 @@
 //! How a job is to be run.
 
 use crate::{Interval, JobName};
-use stasis_image::Compression;
+use stasis_image::{Compression, Keys, Secret};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// What the user has asked for; the same for a start and a restart.
 #[derive(Clone, Debug)]
@@ -22,6 +23,12 @@ pub struct Settings {
     pub compression: Compression,
     /// Threads that write; 0 is one for each processor.
     pub threads: usize,
+    /// Whether what the checkpoint before holds already is not stored again.
+    pub incremental: bool,
+    /// What images are encrypted with.
+    pub secret: Option<Secret>,
+    /// What encrypted images are read with.
+    pub keys: Arc<Keys>,
     /// Contents of a file open for writing are stored up to this many bytes.
     pub file_limit: u64,
     /// Whether the job is over when its first process is.

@@ -4,11 +4,13 @@ use super::{Failure, Result};
 use crate::cli::JobOptions;
 use crate::exit;
 use crate::output::{self, ProgressLine};
+use stasis_image::Secret;
 use stasis_supervisor::front::{self, End, Screen};
 use stasis_supervisor::{Error, JobName, NameLock, Settings, Start, finished};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// Standard error as the front's screen.
 pub struct Stderr(ProgressLine);
@@ -60,8 +62,22 @@ impl JobOptions {
     }
 
     /// Everything together.
-    pub fn settings(&self, name: JobName, directory: PathBuf, command: Vec<String>) -> Settings {
-        Settings {
+    pub fn settings(
+        &self,
+        name: JobName,
+        directory: PathBuf,
+        command: Vec<String>,
+    ) -> std::result::Result<Settings, Failure> {
+        let secret = match &self.keys.passphrase_file {
+            Some(file) => Some(Secret::for_passphrase_file(file).map_err(Failure::own)?),
+            None if self.encrypt_to.is_empty() => None,
+            None => Some(Secret::for_recipients(&self.encrypt_to).map_err(Failure::own)?),
+        };
+        let keys = self.keys.keys().map_err(Failure::own)?;
+        if let Some(secret) = &secret {
+            keys.add_secret(secret);
+        }
+        Ok(Settings {
             name,
             directory,
             command,
@@ -74,7 +90,10 @@ impl JobOptions {
             checkpoint_signal: self.checkpoint_signal,
             stop_signal: self.stop_signal,
             show_progress: self.progress,
-        }
+            incremental: self.incremental,
+            secret,
+            keys: Arc::new(keys),
+        })
     }
 }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 use stasis_engine::model::Tree;
 use stasis_engine::progress::Silent;
 use stasis_engine::restart::{self, ChangedFiles, Options, Strategy};
-use stasis_image::{Image, parse_image_name};
+use stasis_image::{Image, Keys, parse_image_name};
 use stasis_supervisor::choice::{self, Choice};
 use stasis_supervisor::{JobName, Settings, Start};
 use std::path::{Path, PathBuf};
@@ -114,11 +114,13 @@ pub fn run(arguments: Arguments) -> Result {
         )));
     };
     if dry_run {
-        return plan(first, &how.options(job.threads), json);
+        let keys = job.keys.keys().map_err(Failure::own)?;
+        return plan(first, &how.options(job.threads), json, &keys);
     }
     if !path.is_dir() {
         // What is no image is refused before a name is taken for it.
-        Image::open(first).map_err(Failure::own)?;
+        let keys = job.keys.keys().map_err(Failure::own)?;
+        Image::open_with(first, &keys).map_err(Failure::own)?;
     }
     let wanted = match &job.name {
         Some(name) => name.clone(),
@@ -127,7 +129,7 @@ pub fn run(arguments: Arguments) -> Result {
     let beside = first.parent().unwrap_or(Path::new("."));
     let directory = job.directory(beside)?;
     let (lock, name) = hold::claim(&directory, &wanted, job.name.is_some())?;
-    let settings = job.settings(name, directory, vec![first_name.clone()]);
+    let settings = job.settings(name, directory, vec![first_name.clone()])?;
     let held = first_usable(
         Choice {
             skipped: Vec::new(),
@@ -180,7 +182,7 @@ pub fn first_usable(
         if let Some(reason) = last.take() {
             output::message(&format!("{reason}; trying the one before"));
         }
-        let image = match Image::open(&path) {
+        let image = match Image::open_with(&path, &settings.keys) {
             Ok(image) => Box::new(image),
             Err(error) if several => {
                 last = Some(error.to_string());
@@ -190,7 +192,10 @@ pub fn first_usable(
         };
         let options = how.options(settings.threads);
         let command = Tree::of(&image).map_err(Failure::own)?.info.command;
+        let secret = settings.secret.clone();
         let settings = Settings {
+            // What was a secret before is one still.
+            secret: secret.or_else(|| image.secret().cloned()),
             command,
             ..settings.clone()
         };
@@ -214,8 +219,8 @@ struct Planned<'a> {
     plan: &'a restart::Plan,
 }
 
-fn plan(path: &Path, options: &Options, json: bool) -> Result {
-    let image = Image::open(path).map_err(Failure::own)?;
+fn plan(path: &Path, options: &Options, json: bool, keys: &Keys) -> Result {
+    let image = Image::open_with(path, keys).map_err(Failure::own)?;
     let plan = restart::plan(&image, options, &Silent).map_err(Failure::own)?;
     if json {
         output::json(&Planned {

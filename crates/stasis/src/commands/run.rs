@@ -46,7 +46,7 @@ pub fn run(arguments: Arguments) -> Result {
         .iter()
         .map(|word| word.to_string_lossy().into_owned())
         .collect();
-    let settings = job.settings(name, directory, words);
+    let settings = job.settings(name, directory, words)?;
     let held = match resume {
         true => resumed(&settings, &restart, command),
         false => hold::attend(Start::Launch(command), &settings),

@@ -10,8 +10,10 @@ use rustix::process::Signal;
 use stasis_engine::checkpoint::{self, JobInfo, Options, Report};
 use stasis_engine::progress::{Progress, Step};
 use stasis_engine::{EngineError, Job};
+use stasis_image::{Image, ImageError};
 use stasis_sys::{Pid, signal};
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -58,6 +60,8 @@ pub(super) struct Worker {
     interval: Option<Interval>,
     /// When the last attempt ended.
     last_end: Instant,
+    /// The newest image of this job that is known to be good to build upon.
+    newest: Option<PathBuf>,
 }
 
 enum Next {
@@ -68,6 +72,7 @@ enum Next {
 impl Worker {
     pub(super) fn new(job: Job, shared: Arc<Shared>, front: Arc<OwnedFd>, inbox: Inbox) -> Worker {
         let interval = shared.settings.interval;
+        let newest = shared.own_image().map(Path::to_owned);
         Worker {
             job,
             shared,
@@ -75,6 +80,7 @@ impl Worker {
             inbox,
             interval,
             last_end: Instant::now(),
+            newest,
         }
     }
 
@@ -184,8 +190,14 @@ impl Worker {
                 {
                     self.shared.wait_for_another(seen);
                 }
+                // What this one was to be built upon is of no use: it is written in full.
+                Err(EngineError::Image(error)) if self.newest.is_some() && is_of_older(&error) => {
+                    tracing::warn!(%error, "the older image cannot be built upon");
+                    self.newest = None;
+                }
                 Err(error) => return Err(error.to_string()),
                 Ok((report, taken_at)) => {
+                    self.newest = Some(report.path.clone());
                     self.prune();
                     return Ok(saved(report, taken_at));
                 }
@@ -208,6 +220,8 @@ impl Worker {
             file_content_limit: settings.file_limit,
             requesters: self.shared.requesters.clone(),
             stop,
+            older: self.older(),
+            secret: settings.secret.clone(),
             info: JobInfo {
                 name: settings.name.to_string(),
                 sequence,
@@ -230,13 +244,30 @@ impl Worker {
         Ok((report, taken_at))
     }
 
+    /// The image that the next one is built upon.
+    fn older(&self) -> Option<Arc<Image>> {
+        let settings = &self.shared.settings;
+        let path = self.newest.as_ref().filter(|_| settings.incremental)?;
+        match Image::open_with(path, &settings.keys) {
+            Ok(image) => Some(Arc::new(image)),
+            Err(error) => {
+                tracing::warn!(%error, "the older image cannot be built upon");
+                None
+            }
+        }
+    }
+
     fn prune(&self) {
         let settings = &self.shared.settings;
-        if let Err(error) = retention::prune(&settings.directory, &settings.name, settings.keep) {
-            self.tell(
-                &ToFront::Note(fitting(format!("old checkpoints stay: {error}"))),
-                false,
-            );
+        let pruned = retention::plan(&settings.directory, Some(&settings.name), settings.keep)
+            .map(|plan| plan.execute());
+        let stay = match pruned {
+            Ok(stay) => stay.first().map(ToString::to_string),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(reason) = stay {
+            let text = format!("old checkpoints stay: {reason}");
+            self.tell(&ToFront::Note(fitting(text)), false);
         }
     }
 
@@ -287,6 +318,14 @@ impl Worker {
     }
 }
 
+/// Whether an older image is at fault: it was read, and not as it was written.
+fn is_of_older(error: &ImageError) -> bool {
+    matches!(
+        error,
+        ImageError::Damaged { .. } | ImageError::Truncated { .. } | ImageError::Read { .. }
+    )
+}
+
 fn saved(report: Report, taken_at: jiff::Timestamp) -> Saved {
     let milliseconds = |duration: Duration| duration.as_secs_f64() * 1000.0;
     Saved {
@@ -299,6 +338,7 @@ fn saved(report: Report, taken_at: jiff::Timestamp) -> Saved {
         threads: report.threads,
         captured_bytes: report.captured,
         image_bytes: report.written,
+        bases: report.bases,
         notes: report.notes,
     }
 }
