@@ -3,9 +3,10 @@
 use crate::commands;
 use clap::{Args, Parser, Subcommand};
 use stasis_image::{Compression, KeyError, Keys, Recipient};
-use stasis_supervisor::{Interval, JobName, signal_name};
+use stasis_supervisor::{Interval, JobName, ParseIntervalError, signal_name};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// Saves running programs and continues them later: the whole process tree, as an ordinary user, with nothing
 /// injected into the program.
@@ -39,9 +40,16 @@ pub enum Command {
 /// Options of commands that hold a job.
 #[derive(Debug, Args)]
 pub struct JobOptions {
-    /// Take a checkpoint every INTERVAL, counted from the end of the last one: 90s, 30m, 1h30m, or seconds
+    /// Take a checkpoint every INTERVAL, counted from the end of the last one: 90s, 30m, 1h30m, or seconds; or auto: as
+    /// often as pays, by what this job's checkpoints cost and --mtbf
     #[arg(short, long, value_name = "INTERVAL")]
-    pub interval: Option<Interval>,
+    pub interval: Option<Often>,
+    /// For -i auto: mean time between failures of this machine
+    #[arg(long, value_name = "TIME", default_value = "24h")]
+    pub mtbf: Interval,
+    /// For -i auto: the largest part of the time that checkpoints may take, in per cent
+    #[arg(long, value_name = "PERCENT", default_value = "1", value_parser = parse_percent)]
+    pub max_overhead: f64,
     /// Directory for checkpoints
     #[arg(short, long, value_name = "DIR")]
     pub directory: Option<PathBuf>,
@@ -110,6 +118,34 @@ impl KeyOptions {
     }
 }
 
+/// An interval, or as often as pays.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Often {
+    Every(Interval),
+    Auto,
+}
+
+impl FromStr for Often {
+    type Err = ParseIntervalError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Often::Auto),
+            _ => text.parse().map(Often::Every),
+        }
+    }
+}
+
+/// A part of the whole: `1` and `1%` are 0.01.
+fn parse_percent(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).parse::<f64>();
+    number
+        .ok()
+        .filter(|percent| *percent > 0.0 && *percent <= 100.0)
+        .map(|percent| percent / 100.0)
+        .ok_or_else(|| format!("{text} is not a part of the time: write per cent, 1 or 0.5"))
+}
+
 fn parse_yes_or_no(text: &str) -> Result<bool, String> {
     match text {
         "yes" => Ok(true),
@@ -144,6 +180,16 @@ mod tests {
     #[test]
     fn the_parser_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn shares_are_understood() {
+        assert_eq!(parse_percent("1"), Ok(0.01));
+        assert_eq!(parse_percent("50%"), Ok(0.5));
+        for bad in ["", "0", "-1", "101", "x", "nan"] {
+            assert!(parse_percent(bad).is_err(), "{bad}");
+        }
+        assert_eq!("auto".parse(), Ok(Often::Auto));
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod name_lock;
 pub mod protocol;
 pub mod retention;
 pub mod runtime_dir;
+pub mod schedule;
 mod serve;
 mod settings;
 pub mod signal_name;

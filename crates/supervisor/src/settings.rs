@@ -1,6 +1,7 @@
 //! How a job is to be run.
 
-use crate::{Interval, JobName};
+use crate::JobName;
+use crate::schedule::{Cadence, Economy};
 use stasis_image::{Compression, Keys, Secret};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -15,8 +16,10 @@ pub struct Settings {
     pub directory: PathBuf,
     /// The command and its arguments, for people to read.
     pub command: Vec<String>,
-    /// Time from the end of one checkpoint to the next; none for checkpoints on request only.
-    pub interval: Option<Interval>,
+    /// How long from the end of one checkpoint to the next; none for checkpoints on request only.
+    pub interval: Option<Cadence>,
+    /// What decides how often checkpoints pay, when that is asked for.
+    pub economy: Economy,
     /// How many complete images stay.
     pub keep: NonZeroUsize,
     /// How images are compressed.

@@ -1,11 +1,12 @@
 //! What `run` and `restart` have in common: they hold a job.
 
 use super::{Failure, Result};
-use crate::cli::JobOptions;
+use crate::cli::{JobOptions, Often};
 use crate::exit;
 use crate::output::{self, ProgressLine};
 use stasis_image::Secret;
 use stasis_supervisor::front::{self, End, Screen};
+use stasis_supervisor::schedule::{Cadence, Economy};
 use stasis_supervisor::{Error, JobName, NameLock, Settings, Start, finished};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -77,11 +78,19 @@ impl JobOptions {
         if let Some(secret) = &secret {
             keys.add_secret(secret);
         }
+        let economy = Economy {
+            mtbf: self.mtbf.duration(),
+            max_overhead: self.max_overhead,
+        };
         Ok(Settings {
             name,
             directory,
             command,
-            interval: self.interval,
+            interval: self.interval.map(|often| match often {
+                Often::Every(interval) => Cadence::Every(interval),
+                Often::Auto => Cadence::Auto(economy),
+            }),
+            economy,
             keep: self.keep,
             compression: self.compress,
             threads: self.threads,

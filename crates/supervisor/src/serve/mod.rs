@@ -10,7 +10,8 @@ mod worker;
 
 use crate::error::Context;
 use crate::line::{self, ToFront, ToSupervisor};
-use crate::{Error, Interval, Settings, runtime_dir};
+use crate::schedule::Cadence;
+use crate::{Error, Settings, runtime_dir};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 pub(crate) use listener::Socket;
 use rustix::process::Signal;
@@ -32,7 +33,7 @@ enum Task {
     /// Somebody wants a checkpoint.
     Checkpoint(Request),
     /// Another interval from now on.
-    Interval(Option<Interval>),
+    Interval(Option<Cadence>),
     /// The job is over.
     Finished,
 }

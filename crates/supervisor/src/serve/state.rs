@@ -36,6 +36,7 @@ pub(super) struct Shared {
 #[derive(Default)]
 pub(super) struct Changing {
     pub interval_seconds: Option<u64>,
+    pub interval_auto: bool,
     pub next_due: Option<jiff::Timestamp>,
     pub checkpointing: bool,
     pub last: Option<Saved>,
@@ -152,6 +153,7 @@ impl Shared {
             started_at: self.started_at,
             restarted_from: self.restarted_from.clone(),
             interval_seconds: now.interval_seconds,
+            interval_auto: now.interval_auto,
             next_due: now.next_due,
             checkpointing: now.checkpointing,
             last: now.last.clone(),

@@ -4,6 +4,7 @@ use super::state::Shared;
 use super::{Inbox, Task};
 use crate::line::{self, ToFront, fitting};
 use crate::protocol::Saved;
+use crate::schedule::{Cadence, Costs};
 use crate::{Interval, finished, retention};
 use crossbeam_channel::{RecvTimeoutError, Sender};
 use rustix::process::Signal;
@@ -57,7 +58,9 @@ pub(super) struct Worker {
     shared: Arc<Shared>,
     front: Arc<OwnedFd>,
     inbox: Inbox,
-    interval: Option<Interval>,
+    interval: Option<Cadence>,
+    /// Of the last checkpoints.
+    costs: Costs,
     /// When the last attempt ended.
     last_end: Instant,
     /// The newest image of this job that is known to be good to build upon.
@@ -79,6 +82,7 @@ impl Worker {
             front,
             inbox,
             interval,
+            costs: Costs::default(),
             last_end: Instant::now(),
             newest,
         }
@@ -100,7 +104,7 @@ impl Worker {
         loop {
             let due = self
                 .interval
-                .map(|interval| self.last_end + interval.duration());
+                .map(|cadence| self.last_end + cadence.wait(&self.costs));
             self.announce(due);
             let task = match due {
                 Some(due) => self.inbox.recv_deadline(due),
@@ -140,10 +144,16 @@ impl Worker {
         Next::Checkpoint(requests)
     }
 
+    /// How long after a checkpoint the next one is due.
+    fn wait(&self) -> Option<Duration> {
+        self.interval.map(|cadence| cadence.wait(&self.costs))
+    }
+
     fn announce(&self, due: Option<Instant>) {
         let left = due.map(|due| due.saturating_duration_since(Instant::now()));
         let mut now = self.shared.lock();
-        now.interval_seconds = self.interval.map(|interval| interval.duration().as_secs());
+        now.interval_seconds = self.wait().map(|wait| wait.as_secs());
+        now.interval_auto = matches!(self.interval, Some(Cadence::Auto(_)));
         now.next_due = left.and_then(|left| jiff::Timestamp::now().checked_add(left).ok());
     }
 
@@ -197,6 +207,7 @@ impl Worker {
                 }
                 Err(error) => return Err(error.to_string()),
                 Ok((report, taken_at)) => {
+                    self.costs.note(report.total);
                     self.newest = Some(report.path.clone());
                     self.prune();
                     return Ok(saved(report, taken_at));
@@ -296,7 +307,8 @@ impl Worker {
                     .for_each(|note| self.tell_note(note.clone())),
                 Err(reason) => {
                     let again = self
-                        .interval
+                        .wait()
+                        .and_then(|wait| Interval::from_seconds(wait.as_secs()))
                         .map(|interval| format!(", next try in {interval}"))
                         .unwrap_or_default();
                     self.tell_note(format!(
