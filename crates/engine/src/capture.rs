@@ -2,7 +2,7 @@
 
 use crate::checkpoint::Options;
 use crate::clocks;
-use crate::descriptors::{self, CaptureContext, ProcessView};
+use crate::descriptors::{self, CaptureContext, ProcessView, ptys};
 use crate::error::Context;
 use crate::file_policy::Collector;
 use crate::freeze::{Frozen, FrozenProcess};
@@ -310,12 +310,23 @@ pub fn capture(
         }
     });
     let zombies = zombies.collect();
-    let on_terminal = (frozen.processes.iter()).find(|process| process.stat.field(7) != 0);
+    const SESSION: usize = 6;
+    const TERMINAL: usize = 7;
+    let outer_session = Stat::read(job.keeper).map(|stat| stat.field(SESSION));
+    let on_terminal = (frozen.processes.iter()).find(|process| {
+        process.stat.field(TERMINAL) != 0 && Some(process.stat.field(SESSION)) == outer_session
+    });
     let foreground = on_terminal.and_then(|process| {
         let group = Pid(process.stat.field(8) as i32);
         group_as_seen(group, frozen, &keeper_status)
     });
     let terminal = on_terminal.is_some();
+    let leaders = (frozen.processes.iter())
+        .filter(|process| process.stat.field(SESSION) == process.pid.0 as u64)
+        .map(|process| (&process.stat, process.virtual_pid));
+    let pseudo_terminals = ptys::controlling(&open.descriptions, leaders, |group| {
+        group_as_seen(group, frozen, &keeper_status)
+    });
     files.store(store)?;
     let tree = Tree {
         info: options.info.clone(),
@@ -341,6 +352,7 @@ pub fn capture(
             .collect(),
         terminal,
         foreground,
+        pseudo_terminals,
     };
     Ok(Captured {
         tree,

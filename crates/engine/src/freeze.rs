@@ -148,7 +148,7 @@ fn attempt(
             .filter(|pid| !ours.contains(pid))
             .collect()
     };
-    let looks = timed_calls::look(members().into_iter().flat_map(|pid| {
+    let mut looks = timed_calls::look(members().into_iter().flat_map(|pid| {
         let threads = tree::threads(pid);
         threads.into_iter().map(move |tid| (pid, tid))
     }));
@@ -205,6 +205,11 @@ fn attempt(
         }
         if fresh.is_empty() {
             let mut frozen = assemble(&members, catch)?;
+            let threads = frozen.processes.iter().flat_map(|process| {
+                let threads = process.threads.iter();
+                threads.map(|thread| (process.pid, thread.tid))
+            });
+            timed_calls::date(&mut looks, threads);
             interruptions::hide(&mut frozen, &looks, known);
             return Ok(frozen);
         }

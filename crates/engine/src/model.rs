@@ -1,7 +1,7 @@
 //! What an image's metadata holds.
 
 use crate::checkpoint::JobInfo;
-use crate::descriptors::{Description, Table};
+use crate::descriptors::{Description, Table, ptys};
 use crate::file_policy::FileRecord;
 use crate::{EngineError, attributes, credentials, memory, signals, threads, timers};
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,8 @@ pub struct Tree {
     pub terminal: bool,
     /// The process group in the foreground of that terminal, where it was one of the job's or the outer group.
     pub foreground: Option<Pid>,
+    /// The job's own pseudo terminals that control sessions of it.
+    pub pseudo_terminals: Vec<ptys::Terminal>,
 }
 
 /// The program's clocks at the checkpoint.

@@ -8,7 +8,8 @@
 
 use crate::tree::Stat;
 use stasis_sys::{Pid, procfs, task};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// What the scheduler says of a thread.
@@ -46,61 +47,73 @@ pub fn processor(pid: Pid, tid: Pid) -> Option<usize> {
     usize::try_from(stat.field(39)).ok()
 }
 
-/// The clocks of the processors' run queues, each read once, when it is first asked for. The calling thread goes there for
-/// that.
-#[derive(Debug)]
+/// Clocks of processors' run queues, as far as they are known.
+#[derive(Clone, Debug, Default)]
 pub struct Clocks {
-    home: Option<Vec<u8>>,
-    read: HashMap<usize, Option<(Duration, Instant)>>,
+    /// What each was, and when that was at the latest.
+    read: HashMap<usize, (Duration, Instant)>,
 }
 
+/// For how long threads are waited for that read a clock. A processor with much to do may leave one aside for seconds, and the
+/// program's own threads tell afterwards ([`Clocks::learn`]).
+const PATIENCE: Duration = Duration::from_millis(50);
+
 impl Clocks {
-    /// No clock is read yet.
+    /// Reads the clocks of these processors: on each, a thread of ours.
     #[must_use]
-    pub fn new() -> Clocks {
-        Clocks {
-            home: None,
-            read: HashMap::new(),
+    pub fn of(processors: impl Iterator<Item = usize>) -> Clocks {
+        let mut clocks = Clocks::default();
+        let wanted: BTreeSet<usize> = processors.collect();
+        let (sender, answers) = mpsc::channel();
+        let mut expected = 0;
+        for processor in wanted {
+            let sender = sender.clone();
+            let reading = std::thread::Builder::new()
+                .name("clock".into())
+                .spawn(move || {
+                    // Nobody listens any more when it has taken too long.
+                    let _ = sender.send(look(processor).map(|read| (processor, read)));
+                });
+            expected += usize::from(reading.is_ok());
+        }
+        let deadline = Instant::now() + PATIENCE;
+        for _ in 0..expected {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match answers.recv_timeout(left) {
+                Ok(Some((processor, read))) => {
+                    clocks.read.insert(processor, read);
+                }
+                Ok(None) => {}
+                Err(_) => break,
+            }
+        }
+        clocks
+    }
+
+    /// Learns from a thread that was just stopped on `processor`, when it was accounted for: its clock was that, a little ago.
+    pub fn learn(&mut self, processor: usize, at: Duration) {
+        let now = Instant::now();
+        let known = self.read.entry(processor).or_insert((at, now));
+        if known.0 < at {
+            *known = (at, now);
         }
     }
 
     /// The supervisor's time at which `processor` was at `then`, or later; `then` must have been read before.
     #[must_use]
-    pub fn at(&mut self, processor: usize, then: Duration) -> Option<Instant> {
-        if !self.read.contains_key(&processor) {
-            let clock = self.look(processor);
-            self.read.insert(processor, clock);
-        }
-        let (clock, here) = (*self.read.get(&processor)?)?;
+    pub fn at(&self, processor: usize, then: Duration) -> Option<Instant> {
+        let (clock, here) = *self.read.get(&processor)?;
         here.checked_sub(clock.checked_sub(then)?)
     }
-
-    fn look(&mut self, processor: usize) -> Option<(Duration, Instant)> {
-        const MYSELF: Pid = Pid(0);
-        if self.home.is_none() {
-            self.home = Some(task::affinity(MYSELF).ok()?);
-        }
-        let mut there = vec![0u8; processor / 64 * 8 + 8];
-        there[processor / 8] = 1 << (processor % 8);
-        task::set_affinity(MYSELF, &there).ok()?;
-        // Whoever has just slept has just been accounted for.
-        std::thread::sleep(Duration::from_nanos(1));
-        let clock = account("/proc/thread-self")?.at?;
-        Some((clock, Instant::now()))
-    }
 }
 
-impl Default for Clocks {
-    fn default() -> Clocks {
-        Clocks::new()
-    }
-}
-
-impl Drop for Clocks {
-    fn drop(&mut self) {
-        if let Some(home) = &self.home {
-            // The processors that it came from: they exist.
-            let _ = task::set_affinity(Pid(0), home);
-        }
-    }
+fn look(processor: usize) -> Option<(Duration, Instant)> {
+    const MYSELF: Pid = Pid(0);
+    let mut there = vec![0u8; processor / 64 * 8 + 8];
+    there[processor / 8] = 1 << (processor % 8);
+    task::set_affinity(MYSELF, &there).ok()?;
+    // Whoever has just slept has just been accounted for.
+    std::thread::sleep(Duration::from_nanos(1));
+    let clock = account("/proc/thread-self")?.at?;
+    Some((clock, Instant::now()))
 }

@@ -173,7 +173,11 @@ pub struct Look {
     number: i64,
     arguments: [u64; 6],
     sleeps: u64,
-    since: Instant,
+    /// When it went to sleep, in the time of its processor.
+    at: Duration,
+    processor: usize,
+    /// The same on the supervisor's clock, where the processor's could be read.
+    since: Option<Instant>,
 }
 
 /// Looks at running threads, given with their processes: which of them sleep in a call with a time limit, since when.
@@ -181,29 +185,34 @@ pub struct Look {
 pub fn look(threads: impl Iterator<Item = (Pid, Pid)>) -> HashMap<Pid, Look> {
     let seen: Vec<_> = threads.filter_map(|(pid, tid)| asleep(pid, tid)).collect();
     // The clocks are read after all threads.
-    let mut clocks = Clocks::new();
-    let looks = seen.into_iter().filter_map(|one| {
-        let look = Look {
-            number: one.number,
-            arguments: one.arguments,
-            sleeps: one.sleeps,
-            since: clocks.at(one.processor, one.at)?,
-        };
-        Some((one.tid, look))
+    let clocks = Clocks::of(seen.iter().map(|(_, look)| look.processor));
+    let dated = seen.into_iter().map(|(tid, look)| {
+        let since = clocks.at(look.processor, look.at);
+        (tid, Look { since, ..look })
     });
-    looks.collect()
+    dated.collect()
 }
 
-struct Asleep {
-    tid: Pid,
-    number: i64,
-    arguments: [u64; 6],
-    sleeps: u64,
-    at: Duration,
-    processor: usize,
+/// After the freeze, by what the stopped threads tell of their processors: dates those sleeps whose processors could not be asked
+/// before. `threads` are with their processes.
+pub fn date(looks: &mut HashMap<Pid, Look>, threads: impl Iterator<Item = (Pid, Pid)>) {
+    if looks.values().all(|look| look.since.is_some()) {
+        return;
+    }
+    let mut clocks = Clocks::default();
+    for (pid, tid) in threads {
+        let account = sleep_clock::account(&format!("/proc/{pid}/task/{tid}"));
+        let at = account.and_then(|account| account.at);
+        if let (Some(at), Some(processor)) = (at, sleep_clock::processor(pid, tid)) {
+            clocks.learn(processor, at);
+        }
+    }
+    for look in looks.values_mut() {
+        look.since = look.since.or_else(|| clocks.at(look.processor, look.at));
+    }
 }
 
-fn asleep(pid: Pid, tid: Pid) -> Option<Asleep> {
+fn asleep(pid: Pid, tid: Pid) -> Option<(Pid, Look)> {
     let path = format!("/proc/{pid}/task/{tid}");
     let (number, arguments) = current_call(&path)?;
     Limit::of(number, &arguments)?;
@@ -212,14 +221,15 @@ fn asleep(pid: Pid, tid: Pid) -> Option<Asleep> {
     let processor = sleep_clock::processor(pid, tid)?;
     // Still in the same call: so the account was that of this sleep, or of one before it.
     (current_call(&path)? == (number, arguments)).then_some(())?;
-    Some(Asleep {
-        tid,
+    let look = Look {
         number,
         arguments,
         sleeps: account.sleeps,
         at: account.at?,
         processor,
-    })
+        since: None,
+    };
+    Some((tid, look))
 }
 
 fn current_call(path: &str) -> Option<(i64, [u64; 6])> {
@@ -301,7 +311,8 @@ pub fn resolve(
             && sleeps().is_some_and(|now| now.sleeps <= look.sleeps + 1)
     });
     let limit = place.read(&arguments, memory)?;
-    Some(began(limit, same.map_or(now, |look| look.since)))
+    let since = same.and_then(|look| look.since);
+    Some(began(limit, since.unwrap_or(now)))
 }
 
 /// The limit of a call for which the kernel has written back what is left, and which is executed again.

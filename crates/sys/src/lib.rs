@@ -15,6 +15,7 @@ pub mod pagemap;
 pub mod pidfd;
 pub mod process;
 pub mod procfs;
+pub mod pty;
 pub mod signal;
 pub mod socket;
 pub mod startup;

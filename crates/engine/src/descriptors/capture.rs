@@ -8,7 +8,7 @@ use super::fdinfo::FdInfo;
 use super::{
     CaptureContext, Captured, Description, DescriptionId, Descriptor, Kind, Outside, ProcessView,
     Table, devices, directories, epoll, eventfd, fifos, files, inherited, locks, memfd, owner,
-    pidfd, pipes, signalfd, stdio, timerfd, ttys, unix_sockets, unsupported,
+    pidfd, pipes, ptys, signalfd, stdio, timerfd, ttys, unix_sockets, unsupported,
 };
 use crate::error::Context;
 use crate::{EngineError, Refusal};
@@ -234,6 +234,7 @@ pub(super) struct Survey<'a> {
     /// Which pipes lead outside, as far as that was looked at: a second look could see another answer.
     pub pipes: RefCell<HashMap<(u64, u64), bool>>,
     pub sockets: unix_sockets::Sockets,
+    pub ptys: ptys::Pairs,
     by_inode: HashMap<(u64, u64), Vec<usize>>,
 }
 
@@ -255,6 +256,7 @@ impl<'a> Survey<'a> {
             terminals: ttys::of_job(ctx),
             pipes: RefCell::default(),
             sockets,
+            ptys: ptys::Pairs::look(founds),
             by_inode,
         }
     }
@@ -273,14 +275,14 @@ impl<'a> Survey<'a> {
 /// Finds the module for a description and lets it capture.
 fn describe(whole: &Survey, index: usize) -> Result<Description, Obstacle> {
     let (ctx, found) = (whole.ctx, &whole.founds[index]);
-    let kind = classify(whole, found)?;
+    let kind = classify(whole, index)?;
     let owner = owner::capture(found, &kind, ctx)?;
     Ok(Description { kind, owner })
 }
 
-fn classify(whole: &Survey, found: &Found) -> Result<Kind, Obstacle> {
+fn classify(whole: &Survey, index: usize) -> Result<Kind, Obstacle> {
     const O_PATH: u32 = 0o10_000_000;
-    let ctx = whole.ctx;
+    let (ctx, found) = (whole.ctx, &whole.founds[index]);
     if found.info.flags & O_PATH != 0 {
         return Ok(Kind::File(files::capture(found, ctx)?));
     }
@@ -304,8 +306,14 @@ fn classify(whole: &Survey, found: &Found) -> Result<Kind, Obstacle> {
         }
         (None, FileType::Fifo) => Kind::Fifo(fifos::capture(whole, found)?),
         (None, FileType::Directory) => Kind::Directory(directories::capture(found, ctx)?),
+        (None, FileType::CharacterDevice) if ptys::is_master(found) => {
+            Kind::PtyMaster(ptys::capture_master(whole, index)?)
+        }
         (None, FileType::CharacterDevice) if ttys::is_terminal(found) => {
-            Kind::Terminal(ttys::capture(whole, found)?)
+            match ptys::capture_slave(whole, found)? {
+                Some(state) => Kind::PtySlave(state),
+                None => Kind::Terminal(ttys::capture(whole, found)?),
+            }
         }
         (None, FileType::CharacterDevice) => Kind::Device(devices::capture(found)?),
         (None, FileType::RegularFile) if memfd::is_memfd(found) => {

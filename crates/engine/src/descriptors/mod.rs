@@ -28,6 +28,7 @@ pub mod outside;
 pub mod owner;
 pub mod pidfd;
 pub mod pipes;
+pub mod ptys;
 mod restore;
 pub mod signalfd;
 pub mod stdio;
@@ -105,6 +106,10 @@ pub enum Kind {
     Stdio(stdio::State),
     /// The job's terminal, opened once more.
     Terminal(ttys::State),
+    /// The controlling side of a pseudo terminal.
+    PtyMaster(ptys::Master),
+    /// The other side of one of the job's pseudo terminals.
+    PtySlave(ptys::Slave),
     /// Something else that the job was started with and that leads outside.
     Inherited(inherited::State),
     /// A Unix socket.
@@ -205,6 +210,8 @@ pub struct RestoreContext<'a> {
     pub path_map: &'a [(String, String)],
     /// The program's clocks at the checkpoint, where the clocks of this process go on from there.
     pub clocks: Option<crate::model::Clocks>,
+    /// Mounts that are made are the job's own.
+    pub own_mounts: bool,
     /// What to do with files that do not match the saved memory.
     pub changed_files: ChangedFiles,
 }

@@ -4,7 +4,7 @@ use super::pipes::Spares;
 use super::{
     Description, DescriptionId, Descriptor, Kind, Plan, ProcessView, RestoreContext, Table,
     devices, directories, epoll, eventfd, fifos, files, inherited, locks, memfd, owner, pidfd,
-    pipes, signalfd, stdio, timerfd, ttys, unix_sockets,
+    pipes, ptys, signalfd, stdio, timerfd, ttys, unix_sockets,
 };
 use crate::error::Context;
 use crate::{EngineError, Refusal};
@@ -58,6 +58,7 @@ pub struct Opening<'a> {
     pub(super) fifos: fifos::Holders,
     pub(super) inherited: inherited::Bindings,
     pub(super) sockets: unix_sockets::Making,
+    pub(super) ptys: ptys::Making,
     opened: Opened,
 }
 
@@ -90,6 +91,8 @@ impl Opening<'_> {
             Kind::MemFd(state) => memfd::restore(state, self)?,
             Kind::PidFd(state) => return pidfd::restore(state),
             Kind::Terminal(state) => ttys::restore(state, self)?,
+            Kind::PtyMaster(state) => ptys::restore_master(state, self)?,
+            Kind::PtySlave(state) => ptys::restore_slave(state, self)?,
             Kind::Inherited(state) => inherited::restore(state, id, self)?,
             Kind::UnixSocket(state) => unix_sockets::restore(state, id, self)?,
             Kind::Stdio(state) => {
@@ -109,6 +112,8 @@ impl Opening<'_> {
 pub struct Opened {
     /// What the user should know.
     pub notes: Vec<String>,
+    /// What sessions are given for their terminals.
+    pub terminals: ptys::Terminals,
     first_free: RawFd,
     fds: Vec<Option<OwnedFd>>,
     /// What a standard stream is under the numbers 0, 1 and 2, where that differs.
@@ -196,12 +201,14 @@ pub fn open_all(descriptions: &[Description], ctx: &RestoreContext) -> Result<Op
         fifos: fifos::Holders::default(),
         inherited: inherited::Bindings::default(),
         sockets: unix_sockets::Making::default(),
+        ptys: ptys::Making::default(),
         opened: Opened {
             first_free: ctx.first_free,
             ..Opened::default()
         },
     };
     opening.sockets = unix_sockets::make_all(descriptions, &opening)?;
+    opening.ptys = ptys::make_all(descriptions, &opening)?;
     let mut failures = Failures::default();
     for (index, description) in descriptions.iter().enumerate() {
         let id = DescriptionId(index as u32);
@@ -219,8 +226,10 @@ pub fn open_all(descriptions: &[Description], ctx: &RestoreContext) -> Result<Op
         mut opened,
         inherited,
         sockets,
+        ptys,
         ..
     } = opening;
+    opened.terminals = ptys.finish(descriptions)?;
     notes.extend(inherited.note());
     opened.notes = notes;
     // Before epoll sets watch them: what arrives then is no news.

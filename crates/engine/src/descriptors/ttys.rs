@@ -1,10 +1,10 @@
 //! The job's terminal, opened once more (`/dev/tty`, `/dev/pts/3`).
 //!
 //! Saved: status flags, the terminal's settings and its window's size. At a restart it is bound to the terminal that becomes
-//! the job's, or to the restart command's own, or to `/dev/null` with a note. The settings are set on a terminal that is made
-//! for the job, and on the restart's own where that is in its foreground. The window keeps its present size: where that is
-//! another one, the program gets SIGWINCH. Not saved: input that waits in the terminal, the controlling side of
-//! a pseudo terminal and terminals other than the job's own (refused).
+//! the job's, or to the restart command's own, or to `/dev/null` with a note; one that had hung up is one again. The settings are
+//! set on a terminal that is made for the job, and on the restart's own where that is in its foreground. The window keeps its
+//! present size: where that is another one, the program gets SIGWINCH. Not saved: input that waits in the terminal; terminals other
+//! than the job's own (refused, but for those that it makes: [`super::ptys`]).
 //!
 //! Facts: `TIOCGDEV` tells which terminal a descriptor on `/dev/tty` is; field 7 of `/proc/PID/stat` tells a process's
 //! controlling one, in the same numbers. A terminal that has hung up answers `EIO` to everything.
@@ -20,8 +20,10 @@ use crate::tree::Stat;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::getpgrp;
+use rustix::pty::{OpenptFlags, openpt};
 use rustix::termios::{tcgetpgrp, tcgetwinsize};
 use serde::{Deserialize, Serialize};
+use stasis_sys::pty;
 use stasis_sys::terminal::{self, Settings};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -104,6 +106,9 @@ pub(super) fn capture(whole: &Survey, found: &Found) -> Result<State, Obstacle> 
 
 /// Binds it to the terminal of the restart.
 pub(super) fn restore(state: &State, opening: &mut Opening) -> Result<OwnedFd, EngineError> {
+    if state.face.is_none() {
+        return hung_up(state);
+    }
     let Some(terminal) = terminal_of(opening.context) else {
         opening.notes.push(
             "the program had its terminal open, and this restart has none: it gets /dev/null"
@@ -125,6 +130,18 @@ pub(super) fn restore(state: &State, opening: &mut Opening) -> Result<OwnedFd, E
         }
         Err(error) => Err(error).context(|| "opening the terminal".into()),
     }
+}
+
+/// A terminal that has hung up: one whose controlling side is closed.
+fn hung_up(state: &State) -> Result<OwnedFd, EngineError> {
+    const ACCESS: u32 = 3;
+    let what = || "making a terminal that has hung up".to_owned();
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).context(what)?;
+    pty::set_locked(master.as_fd(), false).context(what)?;
+    let other = pty::open_other_side(master.as_fd(), state.flags & ACCESS).context(what)?;
+    drop(master);
+    set_status(other.as_fd(), state.flags)?;
+    Ok(other)
 }
 
 fn terminal_of<'a>(ctx: &'a RestoreContext) -> Option<BorrowedFd<'a>> {

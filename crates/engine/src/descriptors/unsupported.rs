@@ -129,16 +129,10 @@ pub(super) fn device(found: &Found) -> Obstacle {
     let (major, minor) = found.device_numbers();
     let words = match (major, minor) {
         (1, _) => "a window on the kernel's memory or log",
-        (5, 2) => {
-            return found.refuse(
-                "the controlling side of a pseudo terminal cannot be saved yet",
-                "run what makes the terminal (script, tmux, expect) outside, and the job inside it",
-            );
-        }
         (4 | 5 | 136..=143, _) => {
             return found.refuse(
-                "is a terminal other than the job's own, which cannot be saved yet",
-                CLOSE,
+                "is a terminal other than the job's own, and its controlling side is not in the job",
+                "start what makes the terminal (script, tmux, expect) in the job as well, or the job inside of that",
             );
         }
         (10, 200) => "a network tunnel (TUN/TAP)",

@@ -181,6 +181,7 @@ impl Maker<'_> {
         let continues = clocks_go_on(self.plan.strategy);
         let context = RestoreContext {
             clocks: continues.then_some(tree.clocks),
+            own_mounts: self.plan.strategy == Strategy::Namespaces,
             ..context
         };
         let opened = descriptors::open_all(&tree.descriptions, &context)?;

@@ -71,6 +71,7 @@ fn context<'a>(
         terminal: options.terminal.as_ref(),
         path_map: &options.map_path,
         clocks: None,
+        own_mounts: false,
         changed_files: options.changed_files,
     }
 }

@@ -3,7 +3,7 @@
 use super::births::Births;
 use super::strategy::{self, Strategy};
 use super::{Options, context};
-use crate::descriptors;
+use crate::descriptors::{self, ptys};
 use crate::file_policy::{self, FilePlan, PathMap, PlanOptions};
 use crate::job::own_stdio;
 use crate::model::Tree;
@@ -61,6 +61,7 @@ pub fn plan(
     let strategy = strategy::choose(options.strategy, &tree, &births, &mut refusals);
     owner(&tree, &mut refusals);
     kernel(&tree, &mut refusals)?;
+    pseudo_terminals(&tree, strategy, &mut refusals);
     let stdio = own_stdio();
     let inherited = stasis_sys::descriptor::inherited();
     let identity = |fd: &OwnedFd| file_policy::FileId::of(fd.as_fd());
@@ -118,6 +119,20 @@ fn verify_all_but_memory(image: &Image, tree: &Tree, options: &Options) -> Resul
     others.retain(|object| !memory.contains(object));
     image.for_each_extent(&others, options.threads, &|_, _| Ok(()))?;
     Ok(())
+}
+
+/// Numbers of pseudo terminals are the host's, but where the job gets a devpts of its own.
+fn pseudo_terminals(tree: &Tree, strategy: Strategy, refusals: &mut Vec<Refusal>) {
+    if strategy == Strategy::Namespaces {
+        return;
+    }
+    refusals.extend(ptys::taken_numbers(&tree.descriptions).into_iter().map(|number| {
+        refusal(
+            &format!("pseudo terminal /dev/pts/{number}"),
+            "its number is in use by another program".into(),
+            "restart when that program has ended, or with --strategy namespaces where the host allows it",
+        )
+    }));
 }
 
 /// An obstacle that belongs to no single process.

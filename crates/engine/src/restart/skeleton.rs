@@ -8,7 +8,7 @@ use super::births::{Birth, Births, Maker, Role};
 use super::burn::{self, Counter, Reached};
 use super::executable;
 use super::ids::IdSource;
-use crate::descriptors::{self, Opened, ProcessView};
+use crate::descriptors::{self, Opened, ProcessView, ptys};
 use crate::model::Tree;
 use crate::{EngineError, attributes};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -117,12 +117,12 @@ impl Skeleton<'_> {
         } else {
             for birth in self.births.of(me) {
                 if !birth.before_session {
-                    lead(&mut session)?;
+                    self.lead(&mut session)?;
                 }
                 self.bear(birth)?;
             }
         }
-        lead(&mut session)
+        self.lead(&mut session)
     }
 
     /// The same, where ids have to be waited for: whoever is to make the process whose id comes next has the turn, so that the
@@ -145,7 +145,7 @@ impl Skeleton<'_> {
                 continue;
             }
             if !birth.before_session {
-                lead(session)?;
+                self.lead(session)?;
             }
             if self.burn(birth, &mut counter)? {
                 self.board.set_slot(next, IS_MADE);
@@ -279,6 +279,16 @@ impl Skeleton<'_> {
         }
     }
 
+    /// Becomes the leader of the session that is still to be made, if one is, and takes its terminal: what is forked afterwards
+    /// inherits both.
+    fn lead(&self, session: &mut Option<Pid>) -> Result<(), EngineError> {
+        let Some(pid) = session.take() else {
+            return Ok(());
+        };
+        process::new_session().map_err(|source| system(format!("making session {pid}"), source))?;
+        ptys::take(&self.tree.pseudo_terminals, pid, &self.opened.terminals)
+    }
+
     /// Waits for the children's ends that the program's process has not waited for: seen from then on, their signals are no
     /// news to it.
     fn await_ends(&self, parent: Pid) -> Result<(), EngineError> {
@@ -330,6 +340,11 @@ impl Skeleton<'_> {
     /// Restores what a process restores for itself, reports, and sleeps until its memory is replaced.
     fn settle(&self, place: usize) -> Result<(), EngineError> {
         let saved = &self.tree.processes[place];
+        ptys::set_foreground(
+            &self.tree.pseudo_terminals,
+            saved.pid,
+            &self.opened.terminals,
+        )?;
         descriptors::install(&saved.descriptors, self.opened)?;
         let tables: Vec<_> = self
             .tree
@@ -368,14 +383,6 @@ impl Skeleton<'_> {
 const STOP: i32 = libc::SIGSTOP;
 /// A blocked SIGCHLD would wait for the program: what ends and stops among the processes in the making is not its news.
 const SKELETON_MASK: SignalSet = SignalSet::ALL.without(process::SIGCHLD);
-
-/// Becomes the leader of the session that is still to be made, if one is.
-fn lead(session: &mut Option<Pid>) -> Result<(), EngineError> {
-    if let Some(pid) = session.take() {
-        process::new_session().map_err(|source| system(format!("making session {pid}"), source))?;
-    }
-    Ok(())
-}
 
 fn born(pid: Pid, source: std::io::Error) -> EngineError {
     system(format!("making process {pid}"), source)

@@ -75,3 +75,20 @@ pub fn mount_proc() -> std::io::Result<()> {
     mount("proc", "/proc", "proc", flags, None::<&std::ffi::CStr>)?;
     Ok(())
 }
+
+/// Mounts a devpts of the job's own over the host's, so that its pseudo terminals can have the numbers that they had. The host's
+/// are out of sight by name; descriptors on them stay.
+///
+/// # Errors
+/// What mount(2) says.
+pub fn mount_devpts() -> Result<(), EngineError> {
+    let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+    mount(
+        "devpts",
+        "/dev/pts",
+        "devpts",
+        flags,
+        Some(c"newinstance,ptmxmode=0666,mode=0620"),
+    )
+    .context(|| "mounting /dev/pts for the pseudo terminals of the job".into())
+}

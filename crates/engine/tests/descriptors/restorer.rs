@@ -95,6 +95,7 @@ fn restore(
         terminal,
         path_map: &[],
         clocks: None,
+        own_mounts: false,
         changed_files: ChangedFiles::Refuse,
     };
     let failed =

@@ -228,6 +228,8 @@ fn kind(kind: &Kind) -> &'static str {
         Kind::PidFd(_) => "pidfd",
         Kind::Stdio(_) => "standard stream",
         Kind::Terminal(_) => "terminal",
+        Kind::PtyMaster(_) => "pseudo terminal, controlling side",
+        Kind::PtySlave(_) => "pseudo terminal",
         Kind::Inherited(_) => "inherited",
         Kind::UnixSocket(_) => "Unix socket",
     }

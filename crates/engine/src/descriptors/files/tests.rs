@@ -99,6 +99,7 @@ fn context<'a>(image: &'a Image, files: Option<&'a ReadyFiles>) -> RestoreContex
         terminal: None,
         path_map: &[],
         clocks: None,
+        own_mounts: false,
         changed_files: ChangedFiles::Refuse,
     }
 }
