@@ -32,7 +32,9 @@ fn start<'a>(sandbox: &'a Sandbox, pages: &str) -> Running<'a> {
 fn is_of_one_moment(sandbox: &Sandbox, job: &mut Running<'_>) {
     let lines = |job: &Running<'_>| job.stdout().matches("fine\n").count();
     let before = lines(job);
-    sandbox.write("check", "");
+    // Its own before it has the name: the program removes it at once.
+    let file = sandbox.write("check.new", "");
+    fs::rename(file, sandbox.work().join("check")).expect("asking the program");
     job.wait_stdout("fine", |text| text.matches("fine\n").count() > before);
 }
 
@@ -136,14 +138,14 @@ fn hundreds_of_checkpoints_stay_within_bounds() {
     assert!(end.success() && end.stdout.ends_with("ok\n"), "{end:?}");
 }
 
-/// Changes a byte in the middle of a file.
+/// Changes the first byte of what an image holds.
 fn flip(path: &Path) {
     let file = fs::File::options()
         .read(true)
         .write(true)
         .open(path)
         .expect("the file is there");
-    let at = len(path) / 2;
+    let at = 4096;
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).expect("reading");
     file.write_all_at(&[byte[0] ^ 8], at).expect("writing");
@@ -185,11 +187,11 @@ fn the_newest_that_is_whole_is_taken() {
     flip(&second);
     let mut job = sandbox.restart(&sandbox.images());
     is_of_one_moment(&sandbox, &mut job);
-    assert!(
-        job.stderr().contains(&*second.to_string_lossy()),
-        "{}",
+    wait_until("the damaged one is named", || {
         job.stderr()
-    );
+            .contains(&*second.to_string_lossy())
+            .then_some(())
+    });
     drop(job);
     verify(&sandbox, &full).expect_success("the older one");
 }

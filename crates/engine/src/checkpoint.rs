@@ -4,15 +4,16 @@ use crate::capture::{self, Captured};
 use crate::freeze::{self, Frozen};
 use crate::memory::{self, Area};
 use crate::progress::{Progress, Step};
+use crate::space::{self, Modest};
 use crate::store::{MemorySource, Store};
 use crate::{EngineError, Job, Refusal, faults, twin};
 use serde::{Deserialize, Serialize};
 use stasis_image::{
     Compression, Image, ImageWriter, ObjectId, Run, Secret, StoreJob, WriteOptions,
 };
+use stasis_sys::Pid;
 use stasis_sys::pagemap::Pages;
 use stasis_sys::process::Waited;
-use stasis_sys::{Pid, procfs};
 use stasis_tracee::Memory;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -34,6 +35,10 @@ pub struct Options {
     pub requesters: Requesters,
     /// End the program in the same instant: it never runs on after what was saved.
     pub stop: bool,
+    /// Whether the program runs on while it is written, where that is possible.
+    pub twins: bool,
+    /// The nice value of what writes while the program runs on.
+    pub nice: u8,
     /// An older image of this job in the same directory: what it holds already is not stored again.
     pub older: Option<Arc<Image>>,
     /// What the image is encrypted with.
@@ -167,8 +172,9 @@ fn trace(
     progress.step(Step::LivePart);
     let mut captured = capture::capture(&mut frozen, job, options, &store)?;
     faults::pass("captured")?;
+    space::check(&frozen, &captured, options, path)?;
     let mut twins: Vec<Option<twin::Twin>> = frozen.processes.iter().map(|_| None).collect();
-    let wanted = wanted_twins(&frozen, &captured, options);
+    let wanted = wanted_twins(&frozen, &mut captured, options);
     if wanted.contains(&true) {
         progress.step(Step::Twin);
         match twin::fork_all(&mut frozen, &wanted) {
@@ -203,6 +209,7 @@ fn trace(
         faults::pass("resumed")?;
         None
     };
+    let modest = Modest::new(if held.is_some() { 0 } else { options.nice });
     if twins.iter().any(Option::is_some) {
         let sources: Vec<_> = twins
             .iter()
@@ -223,6 +230,7 @@ fn trace(
     if let Some(frozen) = held {
         end(&frozen);
     }
+    drop(modest);
     faults::pass("committed")?;
     Ok(Report {
         path: committed.path,
@@ -251,21 +259,25 @@ const WORTH_TWINS: u64 = 2 << 20;
 const WORTH_A_TWIN: u64 = 1 << 20;
 
 /// Which processes are to be written from twins.
-fn wanted_twins(frozen: &Frozen, captured: &Captured, options: &Options) -> Vec<bool> {
-    let anonymous = |process: &crate::freeze::FrozenProcess| {
-        let status = procfs::read_to_string(format!("/proc/{}/status", capture::living(process)))
-            .unwrap_or_default();
-        let value = crate::tree::status_field(&status, "RssAnon").unwrap_or_default();
-        let kib = value.split_ascii_whitespace().next();
-        kib.and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) << 10
-    };
+fn wanted_twins(frozen: &Frozen, captured: &mut Captured, options: &Options) -> Vec<bool> {
     // A program that adopts orphans itself would be given the twins.
     let adopts = |process: &crate::model::Process| process.attributes.subreaper;
-    if options.stop || captured.tree.processes.iter().any(adopts) {
+    if options.stop || !options.twins || captured.tree.processes.iter().any(adopts) {
         return vec![false; frozen.processes.len()];
     }
-    let bytes: Vec<u64> = frozen.processes.iter().map(anonymous).collect();
-    let any = bytes.iter().sum::<u64>() >= WORTH_TWINS;
+    let bytes: Vec<u64> = frozen.processes.iter().map(space::own_memory).collect();
+    let total = bytes.iter().sum::<u64>();
+    let any = total >= WORTH_TWINS;
+    // A program that writes all its memory meanwhile has it twice.
+    if let Some(left) = space::available_memory().filter(|left| any && *left < total) {
+        captured.notes.push(format!(
+            "the program stands still while it is written: it has {} MiB of memory, and {} MiB are left for a copy of what it \
+             changes meanwhile",
+            total >> 20,
+            left >> 20
+        ));
+        return vec![false; bytes.len()];
+    }
     bytes
         .iter()
         .map(|bytes| any && *bytes >= WORTH_A_TWIN)

@@ -31,6 +31,7 @@ pub mod progress;
 pub mod restart;
 pub mod signals;
 pub mod sleep_clock;
+mod space;
 pub mod store;
 mod sysv;
 pub mod threads;

@@ -117,6 +117,21 @@ impl Compressor {
     }
 }
 
+/// How many bytes of a file contents take when they are stored alone, whole pages; none where they are zero.
+#[must_use]
+pub fn stored_len(compression: Compression, contents: &[u8]) -> u64 {
+    if contents.iter().all(|byte| *byte == 0) {
+        return 0;
+    }
+    let pieces = contents.chunks(CHUNK).map(|piece| {
+        let compressed = Compressor::new(compression)
+            .compress(piece)
+            .map(|(_, _, padded)| padded.len());
+        compressed.unwrap_or(piece.len().next_multiple_of(PAGE)) as u64
+    });
+    pieces.sum()
+}
+
 /// One thread's decompressor.
 pub(crate) struct Decompressor {
     zstd: Option<zstd::bulk::Decompressor<'static>>,

@@ -55,7 +55,7 @@ mod worker;
 mod writer;
 
 pub use bases::Base;
-pub use compression::{Compression, ParseCompressionError};
+pub use compression::{Compression, ParseCompressionError, stored_len};
 pub use error::{ImageError, KeyError, Part};
 pub use export::export;
 pub use format::{Header, limits};

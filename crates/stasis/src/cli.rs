@@ -74,6 +74,12 @@ pub struct JobOptions {
     /// Threads that write a checkpoint; 0 is one for each processor
     #[arg(long, value_name = "N", default_value = "0")]
     pub threads: usize,
+    /// Nice value, 0 to 19, of what writes a checkpoint while the program runs on
+    #[arg(long, value_name = "N", default_value = "0", value_parser = clap::value_parser!(u8).range(0..=19))]
+    pub nice: u8,
+    /// Let the program stand still while it is written: takes no memory for a copy of what it changes meanwhile
+    #[arg(long)]
+    pub pause: bool,
     /// Store only what the checkpoint before does not hold; older files that are needed for that stay, as NAME-000001.base
     /// and so on
     #[arg(long, value_name = "YES|NO", num_args = 0..=1, require_equals = true, default_value = "no",

@@ -26,6 +26,10 @@ pub struct Settings {
     pub compression: Compression,
     /// Threads that write; 0 is one for each processor.
     pub threads: usize,
+    /// Whether the program stands still while it is written.
+    pub pause: bool,
+    /// The nice value of what writes checkpoints while the program runs.
+    pub nice: u8,
     /// Whether what the checkpoint before holds already is not stored again.
     pub incremental: bool,
     /// What images are encrypted with.

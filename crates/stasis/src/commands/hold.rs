@@ -99,6 +99,8 @@ impl JobOptions {
             checkpoint_signal: self.checkpoint_signal,
             stop_signal: self.stop_signal,
             show_progress: self.progress,
+            pause: self.pause,
+            nice: self.nice,
             incremental: self.incremental,
             secret,
             keys: Arc::new(keys),

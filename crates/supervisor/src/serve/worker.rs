@@ -231,6 +231,8 @@ impl Worker {
             file_content_limit: settings.file_limit,
             requesters: self.shared.requesters.clone(),
             stop,
+            twins: !settings.pause,
+            nice: settings.nice,
             older: self.older(),
             secret: settings.secret.clone(),
             info: JobInfo {
