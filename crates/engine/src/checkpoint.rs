@@ -1,5 +1,6 @@
 //! Taking a checkpoint: freeze, settle, live part, resume, write, commit.
 
+use crate::address_room::AddressRoom;
 use crate::capture::{self, Captured};
 use crate::freeze::{self, Frozen};
 use crate::memory::{self, Area};
@@ -168,9 +169,11 @@ fn trace(
     job.memory.sleeping = sleeping(&frozen);
     progress.step(Step::Settle);
     capture::settle(&frozen, job.keeper)?;
+    let room = AddressRoom::make(&frozen)?;
     faults::pass("settled")?;
     progress.step(Step::LivePart);
     let mut captured = capture::capture(&mut frozen, job, options, &store)?;
+    room.amend(&mut captured.tree);
     faults::pass("captured")?;
     space::check(&frozen, &captured, options, path)?;
     let mut twins: Vec<Option<twin::Twin>> = frozen.processes.iter().map(|_| None).collect();
@@ -184,6 +187,7 @@ fn trace(
             )),
         }
     }
+    drop(room);
     faults::pass("twins")?;
     progress.step(Step::Write);
     write_shared(&frozen, &captured, &store)?;

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod address_room;
 pub mod attributes;
 pub mod batch;
 pub mod calls;
