@@ -52,7 +52,7 @@ fn newest_source(dir: &Path) -> Option<SystemTime> {
     newest
 }
 
-/// The `stasis` command, built if what lies in the target directory is missing or older than its sources; at a path that
+/// The `stasis` command, beside which the `dmtcp_*` commands are, built if what lies in the target directory is missing or older than its sources; at a path that
 /// every user can execute.
 ///
 /// # Panics
@@ -86,6 +86,8 @@ fn build_stasis(output: &Path) {
             "--quiet",
             "--package",
             "stasis",
+            "--package",
+            "stasis-dmtcp",
             "--profile",
             profile,
         ])

@@ -17,6 +17,7 @@
 
 mod build;
 mod cycle;
+mod job_script;
 mod processes;
 mod random;
 mod running;
@@ -26,6 +27,7 @@ pub use build::{Linkage, go_program, program, script, stasis_binary};
 pub use cycle::{
     Compare, Program, verify_after_restart, verify_after_restart_with, verify_or_refused,
 };
+pub use job_script::JobScript;
 pub use processes::{ProcessState, alive, children, descendants, process_state};
 pub use random::Random;
 pub use running::{Exit, Finished, Running};

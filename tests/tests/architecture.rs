@@ -5,15 +5,23 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each crate, and those of ours that it may depend on: what lies below it in the map.
-const MAP: [(&str, &[&str]); 6] = [
+const MAP: [(&str, &[&str]); 8] = [
     ("sys", &[]),
     ("image", &[]),
     ("tracee", &["sys"]),
     ("engine", &["sys", "tracee", "image"]),
-    ("supervisor", &["sys", "tracee", "image", "engine"]),
+    ("coordinator", &[]),
+    (
+        "supervisor",
+        &["sys", "tracee", "image", "engine", "coordinator"],
+    ),
+    (
+        "dmtcp",
+        &["sys", "image", "engine", "coordinator", "supervisor"],
+    ),
     (
         "stasis",
-        &["sys", "tracee", "image", "engine", "supervisor"],
+        &["sys", "tracee", "image", "engine", "supervisor", "dmtcp"],
     ),
 ];
 

@@ -1,6 +1,7 @@
 //! Taking a checkpoint: freeze, settle, live part, resume, write, commit.
 
 use crate::address_room::AddressRoom;
+use crate::barrier::{Barrier, Point};
 use crate::capture::{self, Captured};
 use crate::freeze::{self, Frozen};
 use crate::memory::{self, Area};
@@ -44,6 +45,10 @@ pub struct Options {
     pub older: Option<Arc<Image>>,
     /// What the image is encrypted with.
     pub secret: Option<Secret>,
+    /// The image takes the place of an older one of the same name, if there is one.
+    pub replace: bool,
+    /// Others that are saved at the same instant.
+    pub barrier: Option<Arc<dyn Barrier>>,
     /// Facts about the job that are stored with it.
     pub info: JobInfo,
 }
@@ -91,6 +96,19 @@ pub struct JobInfo {
     pub taken_at: i64,
     /// Name of the host.
     pub host: String,
+    /// The trees that were saved at the same instant, where there is somebody who sees to that.
+    pub computation: Option<Computation>,
+}
+
+/// Trees that were saved at one instant and can only be continued together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Computation {
+    /// Which one: the same in all its images.
+    pub id: String,
+    /// The number of this checkpoint of it.
+    pub generation: u64,
+    /// The names of the jobs, of this tree and all others.
+    pub members: Vec<String>,
 }
 
 /// What a checkpoint did.
@@ -133,11 +151,33 @@ pub fn checkpoint(
     // Tracees belong to the thread that has seized them. One that could not be stopped cannot be let go either, but the kernel
     // does that when the tracing thread ends (`exit_ptrace`, `kernel/ptrace.c`).
     std::thread::scope(|scope| {
-        let tracing = scope.spawn(|| trace(job, path, options, progress));
+        let tracing = scope.spawn(|| trace_until_possible(job, path, options, progress));
         tracing
             .join()
             .unwrap_or_else(|_| Err(EngineError::Failed("the checkpoint panicked".into())))
     })
+}
+
+/// What passes by itself is given so long, a little more each time.
+const MOMENTS: [u64; 12] = [1, 2, 4, 8, 15, 30, 50, 75, 100, 150, 200, 300];
+
+/// Lets the program run on for a moment where something stands in the way that passes by itself, and tries again.
+fn trace_until_possible(
+    job: &mut Job,
+    path: &Path,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Report, EngineError> {
+    for moment in MOMENTS {
+        match trace(job, path, options, progress) {
+            Err(EngineError::Passing(_)) => std::thread::sleep(Duration::from_millis(moment)),
+            other => return other,
+        }
+    }
+    match trace(job, path, options, progress) {
+        Err(EngineError::Passing(refusals)) => Err(EngineError::Refused(refusals)),
+        other => other,
+    }
 }
 
 fn trace(
@@ -152,7 +192,11 @@ fn trace(
         compression: options.compression,
         threads: options.threads,
     };
-    let mut writer = ImageWriter::create(path, writing)?;
+    let mut writer = if options.replace {
+        ImageWriter::replace(path, writing)?
+    } else {
+        ImageWriter::create(path, writing)?
+    };
     if let Some(secret) = &options.secret {
         writer = writer.encrypted_with(secret)?;
     }
@@ -160,11 +204,16 @@ fn trace(
         writer = writer.based_on(Arc::clone(older));
     }
     let store = Store::new(writer);
+    let others = |point| match &options.barrier {
+        Some(barrier) => barrier.wait(point),
+        None => Ok(()),
+    };
     faults::pass("created")?;
     progress.step(Step::Freeze);
     let paused = Instant::now();
     let ours: BTreeSet<Pid> = job.memory.ours.iter().copied().collect();
     let mut frozen = freeze::freeze(job.keeper, &ours, &job.memory.sleeping)?;
+    others(Point::Frozen)?;
     faults::pass("frozen")?;
     job.memory.sleeping = sleeping(&frozen);
     progress.step(Step::Settle);
@@ -198,6 +247,7 @@ fn trace(
         .collect();
     let now = |process: usize, area: &Area| twins[process].is_none() || !area.is_in_twin();
     write_private(&sources, &mut captured, &store, now, progress)?;
+    others(Point::Captured)?;
     faults::pass("written")?;
     let (processes, threads) = (
         frozen.processes.len(),
@@ -230,7 +280,10 @@ fn trace(
     progress.step(Step::Commit);
     faults::pass("committing")?;
     let captured_bytes = store.captured();
-    let committed = store.writer.commit(&metadata)?;
+    let finished = store.writer.finish(&metadata)?;
+    others(Point::Complete)?;
+    faults::pass("complete")?;
+    let committed = finished.commit()?;
     if let Some(frozen) = held {
         end(&frozen);
     }

@@ -44,6 +44,9 @@ pub enum EngineError {
     /// Nothing was touched; each entry names an obstacle.
     #[error("{}", list(.0))]
     Refused(Vec<Refusal>),
+    /// Nothing was touched; each entry names an obstacle that passes by itself while the program runs.
+    #[error("{}", list(.0))]
+    Passing(Vec<Refusal>),
     /// The program ended before or while it was being saved.
     #[error("the program has ended")]
     Gone,

@@ -23,7 +23,7 @@ use stasis_tracee::arch::continuation::ROOM_BYTES;
 use stasis_tracee::arch::{ERESTARTNOHAND, ERESTARTSYS, IO_PGETEVENTS};
 use stasis_tracee::{Memory, Stopped};
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// A thread continues a call with the time that it has left.
 #[derive(Clone, Copy, Debug)]
@@ -98,9 +98,6 @@ enum Plan {
     Transfer(Rest),
 }
 
-/// Waits that are so much behind need no correction: looking for them takes as long.
-const NEGLIGIBLE: Duration = Duration::from_micros(100);
-
 /// Puts the calls of a frozen tree right. `looks` are from before the freeze, `known` from the last checkpoint. What cannot be
 /// done for a process is left: a wait begins anew, a transfer is seen as the kernel left it.
 pub fn hide(frozen: &mut Frozen, looks: &HashMap<Pid, Look>, known: &HashMap<Pid, Sleeping>) {
@@ -144,8 +141,7 @@ fn hide_one(
     if restart(stopped)? {
         let plan = thread.sleeping.and_then(|sleeping| {
             let limit = Limit::of(sleeping.number, &sleeping.arguments)?;
-            let slept = sleeping.limit.saturating_sub(sleeping.left(Instant::now()));
-            (slept > NEGLIGIBLE).then_some(Plan::Time(limit, sleeping))
+            Some(Plan::Time(limit, sleeping))
         });
         return Ok(plan);
     }

@@ -280,7 +280,12 @@ fn start_root(argv: &[OsString], inherited: &Inherited) -> std::io::Result<Pid> 
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     match process::fork()? {
         Fork::Child => {
-            let error = process::exec(argv, inherited.mask, &inherited.ignored);
+            let error = process::exec(
+                argv,
+                &inherited.environment,
+                inherited.mask,
+                &inherited.ignored,
+            );
             let errno = error.raw_os_error().unwrap_or(0).to_ne_bytes();
             let _ = rustix::io::write(&writer, &errno);
             process::exit_now(127)
@@ -402,11 +407,13 @@ pub(crate) fn kill_descendants() {
     }
 }
 
-/// Signal state that the program starts with: what the shell gave to `stasis run`.
+/// What the program starts with: the signal state that the shell gave to `stasis run`, and variables.
 #[derive(Clone, Debug, Default)]
 pub struct Inherited {
     /// Its signal mask.
     pub mask: SignalSet,
     /// Signals that it ignores (`nohup`, background jobs of a plain `sh`).
     pub ignored: Vec<i32>,
+    /// Variables that it has beside those of the calling process.
+    pub environment: Vec<(OsString, OsString)>,
 }

@@ -7,7 +7,8 @@
 
 mod address_room;
 pub mod attributes;
-pub mod batch;
+pub mod barrier;
+mod batch;
 pub mod calls;
 pub mod capture;
 pub mod checkpoint;

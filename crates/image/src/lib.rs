@@ -7,7 +7,8 @@
 //! Three promises hold whatever happens in between:
 //! - An image under its final name is complete and was flushed to the disk. Until then it is called
 //!   `NAME.ckpt.partial`, and a writer that is dropped removes it.
-//! - An existing image is never touched, nor replaced.
+//! - An existing image is never touched, nor replaced, unless the writer was made to ([`ImageWriter::replace`]): then
+//!   it is there until the new one is complete.
 //! - A reader never trusts a number it has read: every length is held against the length of the file and
 //!   a limit before memory is set aside, and every content is checked against its BLAKE3 hash.
 //!
@@ -67,4 +68,4 @@ pub use naming::{
 };
 pub use reader::{Image, Verified, bases_of};
 pub use source::{Run, Source, StoreJob};
-pub use writer::{Committed, ImageWriter, Progress, Stored, WriteOptions};
+pub use writer::{Committed, FinishedImage, ImageWriter, Progress, Stored, WriteOptions};

@@ -14,6 +14,17 @@ use crate::error::ImageError;
 
 /// What is added to a name until the image is complete.
 pub(crate) const SUFFIX: &str = ".partial";
+/// The same where an image takes the place of an older one.
+const REPLACING_SUFFIX: &str = ".temp";
+
+/// What an image's final name means for a file that has it already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// There must be none: each image has a name of its own.
+    New,
+    /// It is the image before this one, and there until this one is complete.
+    Replace,
+}
 
 /// The file being written. Locked (flock) while it lives, so that what a killed writer left behind can be told from
 /// what is being written. Removed when dropped, unless it was renamed.
@@ -22,18 +33,22 @@ pub(crate) struct Partial {
     file: Arc<File>,
     path: PathBuf,
     final_path: PathBuf,
+    place: Place,
     committed: bool,
 }
 
 impl Partial {
-    pub(crate) fn create(final_path: &Path) -> Result<Self, ImageError> {
-        if fs::symlink_metadata(final_path).is_ok() {
+    pub(crate) fn create(final_path: &Path, place: Place) -> Result<Self, ImageError> {
+        if place == Place::New && fs::symlink_metadata(final_path).is_ok() {
             return Err(ImageError::Exists {
                 path: final_path.to_owned(),
             });
         }
         let mut name = OsString::from(final_path);
-        name.push(SUFFIX);
+        name.push(match place {
+            Place::New => SUFFIX,
+            Place::Replace => REPLACING_SUFFIX,
+        });
         let path = PathBuf::from(name);
         let failed = |source| ImageError::Create {
             path: path.clone(),
@@ -56,6 +71,7 @@ impl Partial {
                         file: Arc::new(file),
                         path: path.clone(),
                         final_path: final_path.to_owned(),
+                        place,
                         committed: false,
                     };
                     // File systems without locks are used without: two writers of one name are then kept apart by
@@ -88,7 +104,11 @@ impl Partial {
 
     /// Gives the file its final name. All its contents are on the disk already.
     pub(crate) fn commit(mut self) -> Result<PathBuf, ImageError> {
-        match rename_new(&self.path, &self.final_path) {
+        let renamed = match self.place {
+            Place::New => rename_new(&self.path, &self.final_path),
+            Place::Replace => rustix::fs::rename(&self.path, &self.final_path),
+        };
+        match renamed {
             Ok(()) => self.committed = true,
             Err(Errno::EXIST) => {
                 return Err(ImageError::Exists {

@@ -21,7 +21,7 @@ use crate::format::{self, Header, Section};
 use crate::index::{self, Encoding, Extent, ObjectId, Place};
 use crate::keys::{self, Secret};
 use crate::known::{Known, Older};
-use crate::partial::Partial;
+use crate::partial::{self, Partial};
 use crate::reader::{Image, used};
 use crate::source::{Run, Source, StoreJob};
 use crate::stored::{self, is_named, sealed};
@@ -82,6 +82,32 @@ pub struct Committed {
     pub bases: usize,
 }
 
+/// An image that is whole but for its name. Dropping it removes the file.
+#[derive(Debug)]
+pub struct FinishedImage {
+    partial: Partial,
+    file_len: u64,
+    logical_len: u64,
+    stored_len: u64,
+    bases: usize,
+}
+
+impl FinishedImage {
+    /// Gives the file its final name.
+    ///
+    /// # Errors
+    /// [`ImageError::Exists`] if an image of this name has appeared, [`ImageError::Write`].
+    pub fn commit(self) -> Result<Committed, ImageError> {
+        Ok(Committed {
+            path: self.partial.commit()?,
+            file_len: self.file_len,
+            logical_len: self.logical_len,
+            stored_len: self.stored_len,
+            bases: self.bases,
+        })
+    }
+}
+
 /// An image being written. Dropping it without [`commit`](ImageWriter::commit) removes what was written.
 pub struct ImageWriter {
     flusher: Mutex<Flusher>,
@@ -114,11 +140,28 @@ impl ImageWriter {
     /// [`ImageError::Exists`] if there is such an image, [`ImageError::Busy`] if it is being written,
     /// [`ImageError::Create`] if the kernel refuses the file.
     pub fn create(final_path: &Path, options: WriteOptions) -> Result<ImageWriter, ImageError> {
+        ImageWriter::begin(final_path, options, partial::Place::New)
+    }
+
+    /// Begins an image that takes the place of the one called `final_path`, if there is one, in the instant of its
+    /// [`commit`](ImageWriter::commit). Until then it has `.temp` after its name.
+    ///
+    /// # Errors
+    /// As [`create`](ImageWriter::create), without [`ImageError::Exists`].
+    pub fn replace(final_path: &Path, options: WriteOptions) -> Result<ImageWriter, ImageError> {
+        ImageWriter::begin(final_path, options, partial::Place::Replace)
+    }
+
+    fn begin(
+        final_path: &Path,
+        options: WriteOptions,
+        place: partial::Place,
+    ) -> Result<ImageWriter, ImageError> {
         let threads = match options.threads {
             0 => std::thread::available_parallelism().map_or(1, Into::into),
             threads => threads,
         };
-        let partial = Partial::create(final_path)?;
+        let partial = Partial::create(final_path, place)?;
         let own = stored::Stored {
             file: Arc::clone(partial.file()),
             path: partial.path().to_owned(),
@@ -336,6 +379,14 @@ impl ImageWriter {
     /// were stored twice, [`ImageError::TooLarge`]. The image is gone then, with one exception: if only the flush of
     /// the directory fails ([`ImageError::Write`] names the directory), it is there, but might not survive a crash.
     pub fn commit(self, metadata: &[u8]) -> Result<Committed, ImageError> {
+        self.finish(metadata)?.commit()
+    }
+
+    /// Completes the image but for its name: all of it is on the disk.
+    ///
+    /// # Errors
+    /// As [`commit`](ImageWriter::commit).
+    pub fn finish(self, metadata: &[u8]) -> Result<FinishedImage, ImageError> {
         if self.failed.load(Ordering::Relaxed) {
             return Err(ImageError::Incomplete {
                 path: self.partial.path().to_owned(),
@@ -422,9 +473,8 @@ impl ImageWriter {
             .file()
             .sync_all()
             .map_err(|source| self.write_error(source))?;
-        let path = self.partial.commit()?;
-        Ok(Committed {
-            path,
+        Ok(FinishedImage {
+            partial: self.partial,
             file_len,
             logical_len: header.logical_len,
             stored_len: header.stored_len,

@@ -324,6 +324,8 @@ pub(crate) mod tests {
             checkpointing: false,
             last: None,
             last_error: None,
+            coordinator: None,
+            computation: None,
             distance,
         }
     }

@@ -159,6 +159,12 @@ pub struct JobStatus {
     pub last: Option<Saved>,
     /// Why the last attempt failed; none when it did not.
     pub last_error: Option<String>,
+    /// The coordinator of the computation that it belongs to, as `HOST:PORT`.
+    #[serde(default)]
+    pub coordinator: Option<String>,
+    /// That computation.
+    #[serde(default)]
+    pub computation: Option<String>,
     /// How many parents lie between the asking process and the job's keeper; none for a process outside the tree.
     pub distance: Option<u32>,
 }

@@ -1,8 +1,9 @@
 //! How a job is to be run.
 
-use crate::JobName;
 use crate::schedule::{Cadence, Economy};
+use crate::{JobName, Membership, Naming};
 use stasis_image::{Compression, Keys, Secret};
+use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,6 +21,14 @@ pub struct Settings {
     pub interval: Option<Cadence>,
     /// What decides how often checkpoints pay, when that is asked for.
     pub economy: Economy,
+    /// How they are called.
+    pub naming: Naming,
+    /// The number of the image that the job comes from; 0 without one.
+    pub sequence: u64,
+    /// Its place in a computation of several jobs.
+    pub membership: Option<Membership>,
+    /// Variables that a program gets beside those of the caller.
+    pub environment: Vec<(OsString, OsString)>,
     /// How many complete images stay.
     pub keep: NonZeroUsize,
     /// How images are compressed.

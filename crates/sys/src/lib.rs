@@ -19,6 +19,7 @@ pub mod pty;
 pub mod quota;
 pub mod signal;
 pub mod socket;
+pub mod socket_option;
 pub mod startup;
 pub mod sysv;
 pub mod task;

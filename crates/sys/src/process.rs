@@ -220,10 +220,16 @@ pub fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Replaces the calling process by `argv`, found through PATH (`execvp(3)`), with the signal mask `mask`, the signals
-/// `ignored` ignored and all others at their default. Returns only when that fails.
+/// Replaces the calling process, which has one thread, by `argv`, found through PATH (`execvp(3)`), with the variables
+/// `environment` set, the signal mask `mask`, the signals `ignored` ignored and all others at their default. Returns only
+/// when that fails.
 #[must_use]
-pub fn exec(argv: &[OsString], mask: SignalSet, ignored: &[i32]) -> io::Error {
+pub fn exec(
+    argv: &[OsString],
+    environment: &[(OsString, OsString)],
+    mask: SignalSet,
+    ignored: &[i32],
+) -> io::Error {
     let words: Result<Vec<CString>, _> = argv
         .iter()
         .map(|word| CString::new(word.as_bytes()))
@@ -236,6 +242,19 @@ pub fn exec(argv: &[OsString], mask: SignalSet, ignored: &[i32]) -> io::Error {
         return io::Error::from_raw_os_error(libc::ENOENT);
     }
     pointers.push(std::ptr::null());
+    for (name, value) in environment {
+        let (Ok(name), Ok(value)) = (
+            CString::new(name.as_bytes()),
+            CString::new(value.as_bytes()),
+        ) else {
+            return io::Error::from_raw_os_error(libc::EINVAL);
+        };
+        // SAFETY: both are strings that live until the call returns, which copies them; no other thread reads the
+        // environment, as there is none.
+        if unsafe { libc::setenv(name.as_ptr(), value.as_ptr(), 1) } != 0 {
+            return io::Error::last_os_error();
+        }
+    }
     for signal in 1..=64 {
         // SIGKILL, SIGSTOP and the two that libc keeps for itself refuse, and need nothing.
         let _ = if ignored.contains(&signal) {

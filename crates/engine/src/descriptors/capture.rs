@@ -7,8 +7,9 @@
 use super::fdinfo::FdInfo;
 use super::{
     CaptureContext, Captured, Description, DescriptionId, Descriptor, Kind, Outside, ProcessView,
-    Table, devices, directories, epoll, eventfd, fifos, files, inherited, locks, memfd, owner,
-    pidfd, pipes, ptys, signalfd, stdio, timerfd, ttys, unix_sockets, unsupported,
+    Table, devices, directories, epoll, eventfd, fifos, files, inet, inherited, locks, memfd,
+    netlink, owner, pidfd, pipes, ptys, signalfd, stdio, tcp, timerfd, ttys, udp, unix_sockets,
+    unsupported,
 };
 use crate::error::Context;
 use crate::{EngineError, Refusal};
@@ -49,6 +50,8 @@ pub struct Found<'a> {
 pub enum Obstacle {
     /// It cannot be saved; goes into the list of all that cannot.
     Refused(Refusal),
+    /// The same, but it passes by itself, soon: the program runs on for a moment, and is saved then.
+    Passing(Refusal),
     /// Looking at it failed.
     Error(EngineError),
 }
@@ -63,13 +66,23 @@ impl Found<'_> {
     /// A refusal that names this description.
     #[must_use]
     pub fn refuse(&self, reason: impl Into<String>, hint: impl Into<String>) -> Obstacle {
-        Obstacle::Refused(Refusal {
+        Obstacle::Refused(self.refusal(reason.into(), hint.into()))
+    }
+
+    /// A refusal that names this description, of something that passes by itself.
+    #[must_use]
+    pub fn passing(&self, reason: &str, hint: &str) -> Obstacle {
+        Obstacle::Passing(self.refusal(reason.into(), hint.into()))
+    }
+
+    fn refusal(&self, reason: String, hint: String) -> Refusal {
+        Refusal {
             pid: Some(self.process.virtual_pid),
             process: self.process.name.clone(),
             object: self.to_string(),
-            reason: reason.into(),
-            hint: hint.into(),
-        })
+            reason,
+            hint,
+        }
     }
 
     /// Major and minor number of the device that it is open on.
@@ -147,13 +160,15 @@ pub fn capture(ctx: &CaptureContext) -> Result<Captured, EngineError> {
         mut founds, tables, ..
     } = sighted;
     mark_earlier(ctx, &mut founds);
-    let whole = Survey::new(ctx, &founds, &tables, sockets);
+    let connections = tcp::Connections::look(ctx, &founds)?;
+    let whole = Survey::new(ctx, &founds, &tables, sockets, connections);
     let mut captured = Captured::default();
-    let mut refused = Vec::new();
+    let (mut refused, mut passing) = (Vec::new(), Vec::new());
     for (index, found) in founds.iter().enumerate() {
         match describe(&whole, index) {
             Ok(description) => captured.descriptions.push(description),
             Err(Obstacle::Refused(refusal)) => refused.push(refusal),
+            Err(Obstacle::Passing(refusal)) => passing.push(refusal),
             Err(Obstacle::Error(error)) if ctx.contents.is_none() && vanished(&error) => {}
             Err(Obstacle::Error(EngineError::System { source, .. }))
                 if ctx.contents.is_none() && source.kind() == io::ErrorKind::PermissionDenied =>
@@ -174,16 +189,25 @@ pub fn capture(ctx: &CaptureContext) -> Result<Captured, EngineError> {
         Err(EngineError::Refused(more)) => refused.extend(more),
         other => other?,
     }
-    if refused.is_empty() {
+    if refused.is_empty() && passing.is_empty() {
         refused = unix_sockets::refuse_late(&founds, &captured.descriptions);
     }
-    if refused.is_empty() {
-        captured.notes = notes(&captured.descriptions);
-        let more = unix_sockets::notes(&founds, &captured.descriptions);
-        captured.notes.extend(more);
-        Ok(captured)
-    } else {
-        Err(EngineError::Refused(refused))
+    match (refused.is_empty(), passing.is_empty()) {
+        (true, true) => {
+            captured.notes = notes(&captured.descriptions);
+            for more in [
+                unix_sockets::notes(&founds, &captured.descriptions),
+                tcp::notes(&founds, &captured.descriptions),
+            ] {
+                captured.notes.extend(more);
+            }
+            Ok(captured)
+        }
+        (true, false) => Err(EngineError::Passing(passing)),
+        (false, _) => {
+            refused.append(&mut passing);
+            Err(EngineError::Refused(refused))
+        }
     }
 }
 
@@ -197,7 +221,7 @@ pub fn refusals(ctx: &CaptureContext) -> Result<Vec<Refusal>, EngineError> {
         ..*ctx
     };
     match capture(&look) {
-        Ok(_) => Ok(Vec::new()),
+        Ok(_) | Err(EngineError::Passing(_)) => Ok(Vec::new()),
         Err(EngineError::Refused(list)) => Ok(list),
         Err(error) => Err(error),
     }
@@ -234,6 +258,9 @@ pub(super) struct Survey<'a> {
     /// Which pipes lead outside, as far as that was looked at: a second look could see another answer.
     pub pipes: RefCell<HashMap<(u64, u64), bool>>,
     pub sockets: unix_sockets::Sockets,
+    pub connections: tcp::Connections,
+    /// What options of network sockets are compared with.
+    pub scope: RefCell<inet::Scope>,
     pub ptys: ptys::Pairs,
     by_inode: HashMap<(u64, u64), Vec<usize>>,
 }
@@ -244,6 +271,7 @@ impl<'a> Survey<'a> {
         founds: &'a [Found<'a>],
         tables: &'a [Table],
         sockets: unix_sockets::Sockets,
+        connections: tcp::Connections,
     ) -> Self {
         let mut by_inode: HashMap<(u64, u64), Vec<usize>> = HashMap::new();
         for (index, found) in founds.iter().enumerate() {
@@ -256,6 +284,8 @@ impl<'a> Survey<'a> {
             terminals: ttys::of_job(ctx),
             pipes: RefCell::default(),
             sockets,
+            connections,
+            scope: RefCell::default(),
             ptys: ptys::Pairs::look(founds),
             by_inode,
         }
@@ -323,12 +353,25 @@ fn classify(whole: &Survey, index: usize) -> Result<Kind, Obstacle> {
             Some(obstacle) => return Err(obstacle),
             None => Kind::File(files::capture(found, ctx)?),
         },
-        (None, FileType::Socket) => match unix_sockets::capture(whole, found)? {
-            Some(state) => Kind::UnixSocket(state),
-            None => return Err(unsupported::refuse(found)),
-        },
+        (None, FileType::Socket) => return socket(whole, found),
         (None, _) => return Err(unsupported::refuse(found)),
     })
+}
+
+fn socket(whole: &Survey, found: &Found) -> Result<Kind, Obstacle> {
+    if let Some(state) = unix_sockets::capture(whole, found)? {
+        return Ok(Kind::UnixSocket(state));
+    }
+    if let Some(state) = tcp::capture(whole, found)? {
+        return Ok(Kind::Tcp(state));
+    }
+    if let Some(state) = udp::capture(whole, found)? {
+        return Ok(Kind::Udp(state));
+    }
+    if let Some(state) = netlink::capture(whole, found)? {
+        return Ok(Kind::Netlink(state));
+    }
+    Err(unsupported::refuse(found))
 }
 
 /// What the user should know about what was captured.

@@ -257,10 +257,13 @@ fn fill_here(descriptions: &[Description], opened: &Opened) -> Result<Vec<String
         };
         let mut entries: Vec<&Entry> = state.entries.iter().filter(ready).collect();
         // Spent ones first, while taking their events cannot spend any other.
-        entries.sort_by_key(|entry| (!entry.has_fired(), !drains(state, entry)));
+        entries.sort_by_key(|entry| (!entry.has_fired(), !drains(state, entry, descriptions)));
         let spent = entries.iter().take_while(|e| e.has_fired()).count();
         let (spent, rest) = entries.split_at(spent);
-        let drained = rest.iter().take_while(|e| drains(state, e)).count();
+        let drained = rest
+            .iter()
+            .take_while(|e| drains(state, e, descriptions))
+            .count();
         let (drained, rest) = rest.split_at(drained);
         for entry in spent {
             spend(set, entry, opened)?;
@@ -279,8 +282,10 @@ fn fill_here(descriptions: &[Description], opened: &Opened) -> Result<Vec<String
 }
 
 /// Whether the report that an entry makes on being added is to be taken out again.
-fn drains(state: &State, entry: &Entry) -> bool {
-    state.quiet && entry.events & EDGE != 0 && entry.events & ONESHOT == 0
+fn drains(state: &State, entry: &Entry, descriptions: &[Description]) -> bool {
+    let target = descriptions.get(entry.target.index());
+    let news = target.is_some_and(|target| target.kind.brings_news());
+    state.quiet && !news && entry.events & EDGE != 0 && entry.events & ONESHOT == 0
 }
 
 fn drain(set: BorrowedFd) -> io::Result<()> {

@@ -125,6 +125,11 @@ pub(crate) fn of_processes<'a>(
     Ok(found)
 }
 
+/// Whether the job was given this very description.
+pub(super) fn is_given(ctx: &super::CaptureContext, found: &Found) -> bool {
+    ctx.inherited.iter().any(|one| one.outside.is(found))
+}
+
 /// Captures one; `None` for a description that the job was not given, or that leads nowhere but into the job.
 pub(super) fn capture(whole: &Survey, found: &Found) -> Result<Option<State>, Obstacle> {
     let given = whole.ctx.inherited;

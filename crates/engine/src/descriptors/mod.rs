@@ -21,9 +21,11 @@ pub mod eventfd;
 pub mod fdinfo;
 pub mod fifos;
 pub mod files;
+pub mod inet;
 pub mod inherited;
 pub mod locks;
 pub mod memfd;
+pub mod netlink;
 pub mod outside;
 pub mod owner;
 pub mod pidfd;
@@ -32,8 +34,10 @@ pub mod ptys;
 mod restore;
 pub mod signalfd;
 pub mod stdio;
+pub mod tcp;
 pub mod timerfd;
 pub mod ttys;
+pub mod udp;
 pub mod unix_sockets;
 mod unsupported;
 
@@ -114,6 +118,23 @@ pub enum Kind {
     Inherited(inherited::State),
     /// A Unix socket.
     UnixSocket(unix_sockets::State),
+    /// A TCP socket.
+    Tcp(tcp::State),
+    /// A UDP socket.
+    Udp(udp::State),
+    /// A netlink socket.
+    Netlink(netlink::State),
+}
+
+impl Kind {
+    /// Whether a restart makes something of it that the program has to hear of: a connection is reset.
+    fn brings_news(&self) -> bool {
+        match self {
+            Kind::UnixSocket(state) => state.peer == unix_sockets::Peer::Outside,
+            Kind::Tcp(state) => state.brings_news(),
+            _ => false,
+        }
+    }
 }
 
 /// One descriptor of a process.

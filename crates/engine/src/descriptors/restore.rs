@@ -3,8 +3,8 @@
 use super::pipes::Spares;
 use super::{
     Description, DescriptionId, Descriptor, Kind, Plan, ProcessView, RestoreContext, Table,
-    devices, directories, epoll, eventfd, fifos, files, inherited, locks, memfd, owner, pidfd,
-    pipes, ptys, signalfd, stdio, timerfd, ttys, unix_sockets,
+    devices, directories, epoll, eventfd, fifos, files, inherited, locks, memfd, netlink, owner,
+    pidfd, pipes, ptys, signalfd, stdio, tcp, timerfd, ttys, udp, unix_sockets,
 };
 use crate::error::Context;
 use crate::{EngineError, Refusal};
@@ -58,6 +58,8 @@ pub struct Opening<'a> {
     pub(super) fifos: fifos::Holders,
     pub(super) inherited: inherited::Bindings,
     pub(super) sockets: unix_sockets::Making,
+    pub(super) connections: tcp::Making,
+    pub(super) datagrams: udp::Making,
     pub(super) ptys: ptys::Making,
     opened: Opened,
 }
@@ -95,6 +97,13 @@ impl Opening<'_> {
             Kind::PtySlave(state) => ptys::restore_slave(state, self)?,
             Kind::Inherited(state) => inherited::restore(state, id, self)?,
             Kind::UnixSocket(state) => unix_sockets::restore(state, id, self)?,
+            Kind::Tcp(state) => tcp::restore(state, id, self)?,
+            Kind::Udp(state) => udp::restore(state, id, self)?,
+            Kind::Netlink(state) => {
+                let (fd, notes) = netlink::restore(state)?;
+                self.notes.extend(notes);
+                fd
+            }
             Kind::Stdio(state) => {
                 let (main, others) = stdio::restore(state, self)?;
                 for (number, fd) in others {
@@ -184,6 +193,8 @@ pub fn plan(descriptions: &[Description], ctx: &RestoreContext) -> Plan {
             _ => {}
         }
     }
+    tcp::plan(descriptions, &mut plan);
+    udp::plan(descriptions, &mut plan);
     plan
 }
 
@@ -201,12 +212,16 @@ pub fn open_all(descriptions: &[Description], ctx: &RestoreContext) -> Result<Op
         fifos: fifos::Holders::default(),
         inherited: inherited::Bindings::default(),
         sockets: unix_sockets::Making::default(),
+        connections: tcp::Making::default(),
+        datagrams: udp::Making::default(),
         ptys: ptys::Making::default(),
         opened: Opened {
             first_free: ctx.first_free,
             ..Opened::default()
         },
     };
+    opening.connections = tcp::make_all(descriptions, &opening)?;
+    opening.datagrams = udp::make_all(descriptions, &opening)?;
     opening.sockets = unix_sockets::make_all(descriptions, &opening)?;
     opening.ptys = ptys::make_all(descriptions, &opening)?;
     let mut failures = Failures::default();
@@ -226,10 +241,14 @@ pub fn open_all(descriptions: &[Description], ctx: &RestoreContext) -> Result<Op
         mut opened,
         inherited,
         sockets,
+        connections,
+        datagrams,
         ptys,
         ..
     } = opening;
     opened.terminals = ptys.finish(descriptions)?;
+    notes.extend(connections.notes);
+    notes.extend(datagrams.notes);
     notes.extend(inherited.note());
     opened.notes = notes;
     // Before epoll sets watch them: what arrives then is no news.

@@ -81,6 +81,7 @@ fn socket_words(socket: &std::os::fd::OwnedFd) -> Option<String> {
         AddressFamily::INET6 => "IPv6".to_owned(),
         AddressFamily::NETLINK => "netlink".to_owned(),
         AddressFamily::PACKET => "packet".to_owned(),
+        other if i32::from(other.as_raw()) == libc::AF_VSOCK => "vsock".to_owned(),
         other => format!("family {}", other.as_raw()),
     };
     let kind = match kind {
@@ -91,6 +92,9 @@ fn socket_words(socket: &std::os::fd::OwnedFd) -> Option<String> {
         other => format!("type {}", other.as_raw()),
     };
     let mut words = format!("a socket ({family}, {kind}");
+    if let Some(protocol) = protocol(socket) {
+        words += &format!(", {protocol}");
+    }
     if let Some(address) = getsockname(socket).ok().and_then(address) {
         words += &format!(", bound to {address}");
     }
@@ -98,6 +102,23 @@ fn socket_words(socket: &std::os::fd::OwnedFd) -> Option<String> {
         words += &format!(", connected to {peer}");
     }
     Some(words + ")")
+}
+
+/// The protocol of a network socket, where it is an unusual one.
+fn protocol(socket: &std::os::fd::OwnedFd) -> Option<&'static str> {
+    use std::os::fd::AsFd;
+    const SO_PROTOCOL: i32 = 38;
+    const IPPROTO_MPTCP: i32 = 262;
+    if ![AddressFamily::INET, AddressFamily::INET6].contains(&socket_domain(socket).ok()?) {
+        return None;
+    }
+    match stasis_sys::socket::option(socket.as_fd(), SO_PROTOCOL).ok()? {
+        libc::IPPROTO_SCTP => Some("SCTP"),
+        libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6 => Some("ICMP"),
+        libc::IPPROTO_UDPLITE => Some("UDP-Lite"),
+        IPPROTO_MPTCP => Some("Multipath TCP"),
+        _ => None,
+    }
 }
 
 /// `getpeername` gives an optional address on some systems, a plain one on others.

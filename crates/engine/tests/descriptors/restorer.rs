@@ -156,6 +156,6 @@ fn live(index: usize, parcel: &Parcel, opened: Opened, gate: OwnedFd) -> Result<
     }
     let argv = ["python3", "-u", "-c", &parcel.script].map(Into::into);
     Err(EngineError::Failed(
-        process::exec(&argv, signal::SignalSet::EMPTY, &[]).to_string(),
+        process::exec(&argv, &[], signal::SignalSet::EMPTY, &[]).to_string(),
     ))
 }

@@ -3,16 +3,12 @@
 use super::{Failure, Result};
 use crate::output::{self, ProgressLine};
 use clap::Args;
-use rustix::process::Signal;
 use serde::Serialize;
 use stasis_supervisor::client::{self, Found};
+use stasis_supervisor::inside;
 use stasis_supervisor::protocol::Saved;
-use stasis_sys::descriptor;
-use stasis_sys::signal::{self, SignalSet};
-use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 /// Save a running job
 ///
@@ -76,29 +72,14 @@ struct Inside {
     saved: Option<Saved>,
 }
 
-/// The calling process is itself frozen and saved, and continues in each restarted program: while it waits it holds
-/// nothing but its standard streams, and a signal is what it waits for.
+/// The calling process is itself frozen and saved, and continues in each restarted program.
 fn from_inside(job: &Found, arguments: &Arguments) -> Result {
-    let usr2 = Signal::USR2.as_raw();
-    let only = SignalSet::EMPTY.with(usr2);
-    signal::set_mask(SignalSet::EMPTY.with(usr2))?;
-    job.request_by_signal(arguments.stop)?;
-    // Whatever the program left open in its child is the program's own, and is saved with the program.
-    descriptor::close_from(3)?;
-    let value = await_answer(only, job)?;
+    inside::checkpoint(job, arguments.stop)?;
     // After a restart another supervisor serves, perhaps elsewhere: what it knows is told, but not relied on.
     let jobs = client::jobs().unwrap_or_default();
     let job = client::resolve(&jobs, None)
         .ok()
         .filter(|job| job.is_around_us());
-    if value != 0 {
-        let reason = job.and_then(|job| job.status.last_error.clone());
-        let reason = reason.unwrap_or_else(|| "the supervisor gave no reason".into());
-        return Err(Failure {
-            code: crate::exit::FAILED,
-            message: format!("not saved: {reason}"),
-        });
-    }
     let saved = job.and_then(|job| job.status.last.clone());
     let restarted_from = job.and_then(|job| job.status.restarted_from.clone());
     let restarted = saved.is_none() && restarted_from.is_some();
@@ -116,38 +97,4 @@ fn from_inside(job: &Found, arguments: &Arguments) -> Result {
         output::result(path.display())?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// How often a waiting process looks whether there is still somebody who will answer.
-const LOOK_EVERY: Duration = Duration::from_secs(3);
-
-/// Waits for the signal. Its value is 0 when the image is committed.
-fn await_answer(only: SignalSet, asked: &Found) -> std::result::Result<i32, Failure> {
-    let mut absent = 0;
-    loop {
-        match signal::wait(only, Some(LOOK_EVERY)) {
-            Ok(received) => return Ok(received.value),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            // Interruptions are no answers: a stop and a continuation, the checkpoint itself.
-            Err(_) => continue,
-        }
-        let jobs = client::jobs().unwrap_or_default();
-        match client::resolve(&jobs, None)
-            .ok()
-            .filter(|job| job.is_around_us())
-        {
-            // Restarted, by a supervisor that was not told of this process: the image is complete.
-            Some(job) if job.status.started_at != asked.status.started_at => return Ok(0),
-            Some(_) => absent = 0,
-            // A supervisor that is just taking over is given time.
-            None if absent < 3 => absent += 1,
-            None => {
-                return Err(Failure {
-                    code: crate::exit::FAILED,
-                    message: "the supervisor has died: nobody can tell whether the job was saved"
-                        .into(),
-                });
-            }
-        }
-    }
 }

@@ -7,7 +7,7 @@ use crate::output::{self, ProgressLine};
 use stasis_image::Secret;
 use stasis_supervisor::front::{self, End, Screen};
 use stasis_supervisor::schedule::{Cadence, Economy};
-use stasis_supervisor::{Error, JobName, NameLock, Settings, Start, finished};
+use stasis_supervisor::{Error, JobName, NameLock, Naming, Settings, Start, finished};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -91,6 +91,10 @@ impl JobOptions {
                 Often::Auto => Cadence::Auto(economy),
             }),
             economy,
+            naming: Naming::Numbered,
+            sequence: 0,
+            membership: None,
+            environment: Vec::new(),
             keep: self.keep,
             compression: self.compress,
             threads: self.threads,

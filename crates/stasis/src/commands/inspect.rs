@@ -232,6 +232,9 @@ fn kind(kind: &Kind) -> &'static str {
         Kind::PtySlave(_) => "pseudo terminal",
         Kind::Inherited(_) => "inherited",
         Kind::UnixSocket(_) => "Unix socket",
+        Kind::Tcp(_) => "TCP socket",
+        Kind::Udp(_) => "UDP socket",
+        Kind::Netlink(_) => "netlink socket",
     }
 }
 

@@ -16,7 +16,11 @@ pub(super) fn take() -> io::Result<Inherited> {
     // With SIGCHLD ignored the kernel would keep no status of children.
     signal::set_default(SIGCHLD)?;
     let mask = signal::set_mask(SignalSet::ALL)?;
-    Ok(Inherited { mask, ignored })
+    Ok(Inherited {
+        mask,
+        ignored,
+        environment: Vec::new(),
+    })
 }
 
 /// From `/proc/PID/status`. What it says of SIGPIPE is the doing of the language's runtime.

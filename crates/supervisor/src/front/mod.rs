@@ -148,7 +148,8 @@ struct Ready {
 
 impl Front {
     fn start(start: Start, settings: &Settings) -> Result<Front, Error> {
-        let inherited = inherited::take().context(|| "preparing signals".into())?;
+        let mut inherited = inherited::take().context(|| "preparing signals".into())?;
+        inherited.environment.clone_from(&settings.environment);
         let (keeper, keepers_end) = keeper::line().context(|| "making the keeper's line".into())?;
         let (line, supervisors_end) =
             keeper::line().context(|| "making the supervisor's line".into())?;
@@ -167,6 +168,10 @@ impl Front {
             }
             Fork::Parent(supervisor) => {
                 drop((keepers_end, supervisors_end, slave));
+                if let Some(membership) = &settings.membership {
+                    // The supervisor speaks for the job, and nobody after its death.
+                    drop(membership.take());
+                }
                 let signals =
                     SignalFd::new(SignalSet::ALL).context(|| "preparing signals".into())?;
                 Ok(Front {

@@ -10,8 +10,7 @@ use crate::{Error, Interval};
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use rustix::fs::Mode;
 use rustix::process::{geteuid, umask};
-use stasis_sys::process::SIGKILL;
-use stasis_sys::{Pid, signal, socket};
+use stasis_sys::{Pid, socket};
 use std::fs;
 use std::io::{self, BufReader, Read};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -187,7 +186,7 @@ impl Conversation<'_> {
                 self.give(Task::Interval(interval.map(Cadence::Every)))
             }
             RequestKind::Kill => {
-                self.kill();
+                self.shared.kill();
                 self.say(AnswerKind::Done)
             }
             RequestKind::Checkpoint { stop, by_signal: true, .. } => self.checkpoint_by_signal(stop),
@@ -214,20 +213,6 @@ impl Conversation<'_> {
         match self.tasks.send(task) {
             Ok(()) => self.say(AnswerKind::Done),
             Err(_) => self.refuse("the job has ended".into()),
-        }
-    }
-
-    /// Kills every process of the tree, also those that are forked meanwhile.
-    fn kill(&self) {
-        loop {
-            let alive = self.shared.processes();
-            if alive.is_empty() {
-                return;
-            }
-            for pid in alive {
-                let _ = signal::send(pid, SIGKILL);
-            }
-            thread::sleep(Duration::from_millis(1));
         }
     }
 

@@ -4,6 +4,7 @@
 //! ([`worker`]); one listens on the control socket and one serves each connection ([`listener`]); one hears the keeper
 //! and one the front (here).
 
+mod group;
 mod listener;
 mod state;
 mod worker;
@@ -15,6 +16,8 @@ use crate::{Error, Settings, runtime_dir};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 pub(crate) use listener::Socket;
 use rustix::process::Signal;
+use stasis_coordinator::link::Voice;
+use stasis_coordinator::protocol::Running;
 use stasis_engine::Job;
 use stasis_engine::keeper::Event;
 use stasis_engine::tree::Stat;
@@ -34,6 +37,8 @@ enum Task {
     Checkpoint(Request),
     /// Another interval from now on.
     Interval(Option<Cadence>),
+    /// Something from the computation that the job is a member of.
+    Group(group::News),
     /// The job is over.
     Finished,
 }
@@ -91,10 +96,18 @@ pub(crate) fn supervise(service: Service) -> ! {
     {
         tracing::warn!(%error, "the program is not told of its window's size");
     }
+    let voice = match join_in(&shared, &front, &job, &tasks) {
+        Ok(voice) => voice,
+        Err(error) => {
+            let text = format!("this job is not a member of its computation: {error}");
+            let _ = line::tell(front.as_fd(), &ToFront::Note(text), true);
+            None
+        }
+    };
     for pid in waiting {
         let _ = signal::send_value(pid, Signal::USR2.as_raw(), 0);
     }
-    worker::Worker::new(job, Arc::clone(&shared), Arc::clone(&front), inbox).work();
+    worker::Worker::new(job, Arc::clone(&shared), Arc::clone(&front), inbox, voice).work();
     shared.close();
     socket.remove();
     shared.wait_for_connections();
@@ -119,6 +132,34 @@ fn start_threads(
     })?;
     let (from_front, to_worker) = (Arc::clone(front), tasks.clone());
     spawn("front", move || hear_front(&from_front, &to_worker))
+}
+
+/// Takes the job's place in its computation, where it has one.
+fn join_in(
+    shared: &Arc<Shared>,
+    front: &Arc<OwnedFd>,
+    job: &Job,
+    tasks: &Sender<Task>,
+) -> Result<Option<Voice>, Error> {
+    let Some(membership) = shared.settings.membership.clone() else {
+        return Ok(None);
+    };
+    let Some(link) = membership.take() else {
+        return Ok(None);
+    };
+    let voice = link.voice();
+    let ear = group::Ear {
+        membership,
+        running: Running {
+            pid: job.root.0,
+            virtual_pid: job.virtual_root.0,
+        },
+        shared: Arc::clone(shared),
+        tasks: tasks.clone(),
+        front: Arc::clone(front),
+    };
+    spawn("coordinator", move || ear.listen(link))?;
+    Ok(Some(voice))
 }
 
 fn listen(socket: &Socket, shared: &Arc<Shared>, tasks: &Sender<Task>) -> Result<(), Error> {

@@ -7,10 +7,12 @@ use stasis_engine::checkpoint::Requesters;
 use stasis_engine::progress::Progress;
 use stasis_engine::tree::{self, Stat};
 use stasis_engine::{Job, Refusal};
-use stasis_sys::Pid;
+use stasis_sys::process::SIGKILL;
+use stasis_sys::{Pid, signal};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 /// For how long the end waits for the last answers to be sent.
@@ -41,6 +43,8 @@ pub(super) struct Changing {
     pub checkpointing: bool,
     pub last: Option<Saved>,
     pub last_error: Option<String>,
+    /// The number of the last image.
+    pub sequence: u64,
     /// The job is over: no request is taken any more.
     closed: bool,
     connections: usize,
@@ -92,7 +96,10 @@ impl Shared {
             virtual_root: job.virtual_root,
             started_at: jiff::Timestamp::now(),
             restarted_from,
-            changing: Mutex::default(),
+            changing: Mutex::new(Changing {
+                sequence: settings.sequence,
+                ..Changing::default()
+            }),
             changed: Condvar::new(),
             bytes: Bytes::default(),
             requesters: Requesters::default(),
@@ -158,6 +165,10 @@ impl Shared {
             checkpointing: now.checkpointing,
             last: now.last.clone(),
             last_error: now.last_error.clone(),
+            coordinator: (self.settings.membership.as_ref())
+                .map(|membership| membership.address.to_string()),
+            computation: (self.settings.membership.as_ref())
+                .map(|membership| membership.joined.computation.clone()),
             distance,
         }
     }
@@ -179,6 +190,29 @@ impl Shared {
         })
     }
 
+    /// Kills every process of the tree, also those that are forked meanwhile.
+    pub(super) fn kill(&self) {
+        loop {
+            let alive = self.processes();
+            if alive.is_empty() {
+                return;
+            }
+            for pid in alive {
+                let _ = signal::send(pid, SIGKILL);
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// The number of the last image.
+    pub(super) fn generation(&self) -> u64 {
+        self.lock().sequence
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
     /// Waits until no process of the tree holds a connection (it would be saved with it), or for some time; tells how
     /// many such connections there have been until then.
     pub(super) fn wait_for_quiet(&self) -> u64 {
@@ -198,8 +232,8 @@ impl Shared {
         let exe = std::env::current_exe().unwrap_or_default();
         let name = exe.file_name().unwrap_or_default().to_string_lossy();
         let speaks = |refusal: &Refusal| {
-            refusal.reason.contains(&*socket)
-                || refusal.process == name && refusal.object.contains("socket:")
+            let ours = refusal.process == name || refusal.process == "dmtcp_command";
+            refusal.reason.contains(&*socket) || ours && refusal.object.contains("socket:")
         };
         self.lock().inner_seen != seen || refusals.iter().any(speaks)
     }

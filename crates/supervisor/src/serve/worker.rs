@@ -1,14 +1,17 @@
 //! The main thread: takes checkpoints when they are due or asked for, one at a time.
 
+use super::group::{News, Round};
 use super::state::Shared;
 use super::{Inbox, Task};
 use crate::line::{self, ToFront, fitting};
 use crate::protocol::Saved;
 use crate::schedule::{Cadence, Costs};
-use crate::{Interval, finished, retention};
+use crate::{Interval, retention};
 use crossbeam_channel::{RecvTimeoutError, Sender};
 use rustix::process::Signal;
-use stasis_engine::checkpoint::{self, JobInfo, Options, Report};
+use stasis_coordinator::link::Voice;
+use stasis_coordinator::protocol::FromMember;
+use stasis_engine::checkpoint::{self, Computation, JobInfo, Options, Report};
 use stasis_engine::progress::{Progress, Step};
 use stasis_engine::{EngineError, Job};
 use stasis_image::{Image, ImageError};
@@ -65,15 +68,28 @@ pub(super) struct Worker {
     last_end: Instant,
     /// The newest image of this job that is known to be good to build upon.
     newest: Option<PathBuf>,
+    /// The coordinator, while there is one.
+    voice: Option<Voice>,
+    /// How many jobs belong to the computation.
+    members: usize,
+    /// Requests that wait for a checkpoint of all members.
+    pending: Vec<Request>,
 }
 
 enum Next {
     Checkpoint(Vec<Request>),
+    Round(Round),
     Finished,
 }
 
 impl Worker {
-    pub(super) fn new(job: Job, shared: Arc<Shared>, front: Arc<OwnedFd>, inbox: Inbox) -> Worker {
+    pub(super) fn new(
+        job: Job,
+        shared: Arc<Shared>,
+        front: Arc<OwnedFd>,
+        inbox: Inbox,
+        voice: Option<Voice>,
+    ) -> Worker {
         let interval = shared.settings.interval;
         let newest = shared.own_image().map(Path::to_owned);
         Worker {
@@ -85,26 +101,34 @@ impl Worker {
             costs: Costs::default(),
             last_end: Instant::now(),
             newest,
+            voice,
+            members: 1,
+            pending: Vec::new(),
         }
     }
 
     /// Works until the job is over.
     pub(super) fn work(&mut self) {
-        while let Next::Checkpoint(requests) = self.next() {
-            self.serve(requests);
-        }
-        for task in self.inbox.try_iter() {
-            if let Task::Checkpoint(request) = task {
-                self.answer(request.waiter, &Err(EngineError::Gone.to_string()));
+        loop {
+            match self.next() {
+                Next::Checkpoint(requests) => self.serve(requests),
+                Next::Round(round) => self.serve_round(&round),
+                Next::Finished => break,
             }
         }
+        let late = self.inbox.try_iter().filter_map(|task| match task {
+            Task::Checkpoint(request) => Some(request),
+            _ => None,
+        });
+        let unserved: Vec<Request> = self.pending.drain(..).chain(late).collect();
+        self.answer_all(unserved, &Err(EngineError::Gone.to_string()));
     }
 
     fn next(&mut self) -> Next {
         loop {
-            let due = self
-                .interval
-                .map(|cadence| self.last_end + cadence.wait(&self.costs));
+            // The coordinator keeps the time for all members.
+            let own = self.interval.filter(|_| self.voice.is_none());
+            let due = own.and_then(|cadence| self.last_end.checked_add(cadence.wait(&self.costs)));
             self.announce(due);
             let task = match due {
                 Some(due) => self.inbox.recv_deadline(due),
@@ -114,8 +138,17 @@ impl Worker {
                     .map_err(|_| RecvTimeoutError::Disconnected),
             };
             match task {
-                Ok(Task::Checkpoint(request)) => return self.gather(vec![request]),
-                Ok(Task::Interval(interval)) => self.interval = interval,
+                Ok(Task::Checkpoint(request)) => match self.ask_for_all(request) {
+                    Some(request) => return self.gather(vec![request]),
+                    None => continue,
+                },
+                Ok(Task::Interval(interval)) => self.set_interval(interval),
+                Ok(Task::Group(News::Round(round))) => return Next::Round(round),
+                Ok(Task::Group(news)) => {
+                    if let Some(requests) = self.learn(news) {
+                        return Next::Checkpoint(requests);
+                    }
+                }
                 Ok(Task::Finished) | Err(RecvTimeoutError::Disconnected) => return Next::Finished,
                 Err(RecvTimeoutError::Timeout) => {
                     return self.gather(vec![Request {
@@ -129,14 +162,16 @@ impl Worker {
 
     /// Requests that have arrived before a checkpoint begins are all served by it.
     fn gather(&mut self, mut requests: Vec<Request>) -> Next {
-        for task in self.inbox.try_iter() {
+        while let Ok(task) = self.inbox.try_recv() {
             match task {
                 Task::Checkpoint(request) => requests.push(request),
-                Task::Interval(interval) => self.interval = interval,
+                Task::Interval(interval) => self.set_interval(interval),
+                // A coordinator that has just been found: it will be heard before the next checkpoint.
+                Task::Group(news) => {
+                    self.learn(news);
+                }
                 Task::Finished => {
-                    for request in requests {
-                        self.answer(request.waiter, &Err(EngineError::Gone.to_string()));
-                    }
+                    self.answer_all(requests, &Err(EngineError::Gone.to_string()));
                     return Next::Finished;
                 }
             }
@@ -147,6 +182,99 @@ impl Worker {
     /// How long after a checkpoint the next one is due.
     fn wait(&self) -> Option<Duration> {
         self.interval.map(|cadence| cadence.wait(&self.costs))
+    }
+
+    /// Asks the coordinator for a checkpoint of all members; gives the request back where there is none.
+    fn ask_for_all(&mut self, request: Request) -> Option<Request> {
+        let Some(voice) = &self.voice else {
+            return Some(request);
+        };
+        // Where it cannot be told, it is gone: that is going to be heard, and the request then dealt with.
+        let _ = voice.say(&FromMember::Wanted { stop: request.stop });
+        self.pending.push(request);
+        None
+    }
+
+    fn set_interval(&mut self, interval: Option<Cadence>) {
+        self.interval = interval;
+        if let Some(voice) = &self.voice {
+            let seconds = self.wait().map(|wait| wait.as_secs());
+            let _ = voice.say(&FromMember::Interval { seconds });
+        }
+    }
+
+    /// Takes note of what has changed in the computation. Gives requests that this job has to deal with alone.
+    fn learn(&mut self, news: News) -> Option<Vec<Request>> {
+        match news {
+            News::Interval(seconds) => {
+                self.interval = Interval::from_seconds(seconds).map(Cadence::Every);
+            }
+            News::Members(count) => self.members = count,
+            News::Found(voice) => self.voice = Some(voice),
+            // One whose coordinator has gone already.
+            News::Round(_) => {}
+            News::Lost => {
+                self.voice = None;
+                let pending = std::mem::take(&mut self.pending);
+                return (!pending.is_empty()).then_some(pending);
+            }
+        }
+        None
+    }
+
+    /// Takes this job's part in a checkpoint of all members.
+    fn serve_round(&mut self, round: &Round) {
+        while let Ok(task) = self.inbox.try_recv() {
+            match task {
+                Task::Checkpoint(request) => self.pending.extend([request]),
+                Task::Interval(interval) => self.set_interval(interval),
+                Task::Group(News::Round(_)) => return,
+                Task::Group(news) => {
+                    let requests = self.learn(news);
+                    self.pending.extend(requests.into_iter().flatten());
+                }
+                Task::Finished => {
+                    let _ = round.gate.give_up(&EngineError::Gone.to_string(), true);
+                    return;
+                }
+            }
+        }
+        // Who wants more than this round gives waits for the next one.
+        let (later, served) = std::mem::take(&mut self.pending)
+            .into_iter()
+            .partition(|request: &Request| request.stop && !round.stop);
+        self.pending = later;
+        self.shared.bytes.reset();
+        self.shared.lock().checkpointing = true;
+        let seen = self.shared.wait_for_quiet();
+        let result = match round.gate.failure() {
+            Some(failure) => Err(EngineError::Failed(failure.reason)),
+            None => self.attempt(round.stop, Some(round)),
+        };
+        self.last_end = Instant::now();
+        let outcome = match result {
+            Ok((report, taken_at)) => {
+                round.gate.done(&report.path);
+                Ok(saved(report, taken_at))
+            }
+            Err(error) => {
+                let disturbed = matches!(&error, EngineError::Refused(refusals)
+                    if self.shared.was_disturbed(seen, refusals));
+                if disturbed {
+                    self.shared.wait_for_another(seen);
+                }
+                let failure = round.gate.failure();
+                let failure =
+                    failure.unwrap_or_else(|| round.gate.give_up(&error.to_string(), disturbed));
+                if failure.again {
+                    self.pending.extend(served);
+                    self.shared.lock().checkpointing = false;
+                    return;
+                }
+                Err(failure.reason)
+            }
+        };
+        self.conclude(served, round.stop, outcome);
     }
 
     fn announce(&self, due: Option<Instant>) {
@@ -161,8 +289,21 @@ impl Worker {
         self.shared.bytes.reset();
         self.shared.lock().checkpointing = true;
         let stop = requests.iter().any(|request| request.stop);
-        let outcome = self.checkpoint(stop);
+        let outcome = if self.members > 1 {
+            Err(format!(
+                "this program is one of {} that can only be saved together, and their coordinator is gone: start one at \
+                 the same port (dmtcp_coordinator), they join it by themselves",
+                self.members
+            ))
+        } else {
+            self.checkpoint(stop)
+        };
         self.last_end = Instant::now();
+        self.conclude(requests, stop, outcome);
+    }
+
+    /// Tells everybody who waits what came of a checkpoint.
+    fn conclude(&self, requests: Vec<Request>, stop: bool, outcome: Outcome) {
         self.note(&outcome);
         if let (true, Ok(saved)) = (stop, &outcome) {
             self.tell(
@@ -172,8 +313,12 @@ impl Worker {
                 true,
             );
         }
+        self.answer_all(requests, &outcome);
+    }
+
+    fn answer_all(&self, requests: Vec<Request>, outcome: &Outcome) {
         for request in requests {
-            self.answer(request.waiter, &outcome);
+            self.answer(request.waiter, outcome);
         }
     }
 
@@ -182,6 +327,7 @@ impl Worker {
         now.checkpointing = false;
         match outcome {
             Ok(saved) => {
+                now.sequence = saved.sequence;
                 now.last = Some(saved.clone());
                 now.last_error = None;
             }
@@ -194,7 +340,7 @@ impl Worker {
     fn checkpoint(&mut self, stop: bool) -> Outcome {
         for attempt in 1.. {
             let seen = self.shared.wait_for_quiet();
-            match self.attempt(stop) {
+            match self.attempt(stop, None) {
                 Err(EngineError::Refused(refusals))
                     if attempt < ATTEMPTS && self.shared.was_disturbed(seen, &refusals) =>
                 {
@@ -217,13 +363,30 @@ impl Worker {
         unreachable!("the loop above returns")
     }
 
-    fn attempt(&mut self, stop: bool) -> Result<(Report, jiff::Timestamp), EngineError> {
+    fn attempt(
+        &mut self,
+        stop: bool,
+        round: Option<&Round>,
+    ) -> Result<(Report, jiff::Timestamp), EngineError> {
         let settings = &self.shared.settings;
-        let sequence = finished::next_sequence(&settings.directory, &settings.name)
+        let wanted = round.map(|round| round.generation);
+        let next = (settings.naming)
+            .next(
+                &settings.directory,
+                &settings.name,
+                self.shared.generation(),
+                wanted,
+            )
             .map_err(|error| EngineError::Failed(error.to_string()))?;
-        let path = settings
-            .directory
-            .join(stasis_image::image_name(settings.name.as_str(), sequence));
+        let (path, sequence) = (next.path, next.sequence);
+        let computation = settings.membership.as_ref().map(|membership| Computation {
+            id: membership.joined().computation.clone(),
+            generation: sequence,
+            members: round.map_or_else(
+                || vec![settings.name.to_string()],
+                |round| round.members.clone(),
+            ),
+        });
         let taken_at = jiff::Timestamp::now();
         let options = Options {
             compression: settings.compression,
@@ -231,9 +394,11 @@ impl Worker {
             file_content_limit: settings.file_limit,
             requesters: self.shared.requesters.clone(),
             stop,
+            replace: next.replace,
+            barrier: round.map(|round| Arc::clone(&round.gate) as Arc<_>),
             twins: !settings.pause,
             nice: settings.nice,
-            older: self.older(),
+            older: self.older().filter(|_| !next.replace),
             secret: settings.secret.clone(),
             info: JobInfo {
                 name: settings.name.to_string(),
@@ -244,6 +409,7 @@ impl Worker {
                     .nodename()
                     .to_string_lossy()
                     .into_owned(),
+                computation,
             },
         };
         let progress = Telling {
@@ -272,6 +438,9 @@ impl Worker {
 
     fn prune(&self) {
         let settings = &self.shared.settings;
+        if !settings.naming.prunes() {
+            return;
+        }
         let pruned = retention::plan(&settings.directory, Some(&settings.name), settings.keep)
             .map(|plan| plan.execute());
         let stay = match pruned {

@@ -27,6 +27,7 @@ mod restore;
 mod sight;
 
 pub use names::Name;
+pub(super) use queue::{events, peek_messages as peek_datagrams};
 pub(super) use restore::{Making, fill_all, fill_late, make_all, plan, restore};
 pub(super) use sight::{Sockets, carrier};
 

@@ -28,7 +28,7 @@ const ROOM: usize = 16 << 10;
 const ENDS: usize = 16;
 
 /// What poll(2) tells of a socket.
-pub(super) fn events(socket: BorrowedFd) -> io::Result<PollFlags> {
+pub(in super::super) fn events(socket: BorrowedFd) -> io::Result<PollFlags> {
     let mut polled = [PollFd::new(&socket, PollFlags::IN | PollFlags::PRI)];
     poll(&mut polled, Some(&Timespec::default()))?;
     Ok(polled[0].revents())
@@ -64,7 +64,7 @@ fn peek_stream(socket: BorrowedFd) -> io::Result<Vec<Received>> {
     Ok(all)
 }
 
-fn peek_messages(socket: BorrowedFd) -> io::Result<Vec<Received>> {
+pub(in super::super) fn peek_messages(socket: BorrowedFd) -> io::Result<Vec<Received>> {
     let offset = Offset::saved(socket)?;
     let mut all = Vec::new();
     // The first is seen without an offset, even one of no bytes that was seen before.
