@@ -1,6 +1,7 @@
 //! Measures Stasis beside the machine's own limits. See docs/benchmarks.md.
 
 mod checkpoints;
+mod increments;
 mod limits;
 mod overhead;
 mod rivals;
@@ -40,6 +41,9 @@ struct Cli {
     /// Only programs whose name contains this
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
+    /// Plot into FILE (SVG) how fast a program writes its memory before, during and after a checkpoint, and measure nothing else
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
     /// Print everything as JSON instead
     #[arg(long)]
     json: bool,
@@ -59,6 +63,7 @@ struct Report {
     overhead: Vec<overhead::Overhead>,
     memory: Vec<Measured>,
     small: Vec<Measured>,
+    increments: Vec<increments::Increments>,
     others: Vec<rivals::Rival>,
 }
 
@@ -91,6 +96,9 @@ fn main() -> ExitCode {
         }
     }
 }
+
+/// Checkpoints after the first of a program whose memory changes.
+const INCREMENTS: usize = 10;
 
 /// The command line of a workload.
 fn workload_argv(directory: &Path, arguments: &[&str]) -> Result<Vec<OsString>, String> {
@@ -137,6 +145,9 @@ fn bench(cli: &Cli) -> Result<(), String> {
             eprintln!("measuring: {what}");
         }
     };
+    if let Some(file) = &cli.plot {
+        return increments::plot(&stasis, bytes, file);
+    }
     tell("the machine");
     let machine = machine(&stasis, bytes as u64)?;
     let rounds = if cli.quick { 1 } else { 5 };
@@ -160,6 +171,12 @@ fn bench(cli: &Cli) -> Result<(), String> {
         overhead,
         memory: run(memory_cases(&stasis, bytes, cli.quick)?),
         small: run(small_cases(&stasis, cli.quick)?),
+        increments: if wanted("increments") {
+            tell("increments");
+            increments::measure(&stasis, bytes, INCREMENTS)?
+        } else {
+            Vec::new()
+        },
         others: if wanted("others") {
             tell("others");
             rivals::measure(&stasis, bytes, cli.quick)?
@@ -352,6 +369,9 @@ fn print(report: &Report, bytes: usize) {
     }
     if !report.small.is_empty() {
         checkpoints::print("Small programs, threads, processes", &report.small);
+    }
+    if !report.increments.is_empty() {
+        increments::print(&size, INCREMENTS, &report.increments);
     }
     if !report.others.is_empty() {
         rivals::print(&report.others);

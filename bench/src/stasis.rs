@@ -28,6 +28,8 @@ pub struct Saved {
     pub pause_ms: f64,
     pub total_ms: f64,
     pub image_bytes: u64,
+    #[serde(default)]
+    pub bases: usize,
 }
 
 /// A job; ended when dropped.

@@ -54,6 +54,28 @@ enum Kind {
         #[arg(long)]
         pages: PageKind,
     },
+    /// Holds memory that nothing can compress, and changes some of it before each report.
+    Changing {
+        #[arg(long)]
+        bytes: usize,
+        #[arg(long)]
+        percent: usize,
+        /// A page here and there, instead of all in one place
+        #[arg(long)]
+        spread: bool,
+    },
+    /// Has children that share its memory but for one page in a hundred, which each changes before each report.
+    Sharing {
+        #[arg(long)]
+        bytes: usize,
+        #[arg(long)]
+        count: usize,
+    },
+    /// Writes all its memory over and over, and reports how much it wrote in each tenth of a second.
+    Sweeping {
+        #[arg(long)]
+        bytes: usize,
+    },
     /// Has threads, asleep or at work.
     Threads {
         #[arg(long)]
@@ -94,6 +116,13 @@ pub fn run(workload: &Workload) -> io::Result<()> {
             content,
             pages,
         } => tick(directory, &memory(bytes, content, pages)?),
+        Kind::Changing {
+            bytes,
+            percent,
+            spread,
+        } => changing(directory, bytes, percent, spread),
+        Kind::Sharing { bytes, count } => sharing(directory, bytes, count),
+        Kind::Sweeping { bytes } => sweeping(directory, bytes),
         Kind::Threads { count, busy } => {
             threads(directory, count, busy)?;
             if busy {
@@ -203,6 +232,92 @@ fn memory(bytes: usize, content: Content, pages: PageKind) -> io::Result<MmapMut
         Content::Text => fill_text(&mut memory),
     }
     Ok(memory)
+}
+
+const PAGE: usize = 4096;
+
+/// Changes `percent` of the pages of `memory`: every so many, or the first of them; other bytes in each round.
+fn change(memory: &mut [u8], percent: usize, spread: bool, round: u64) {
+    let mut random = Random(round.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let pages = memory.len() / PAGE;
+    let wanted = pages * percent / 100;
+    let step = if spread {
+        pages.checked_div(wanted).unwrap_or(pages)
+    } else {
+        1
+    };
+    for n in 0..wanted {
+        let page = &mut memory[(n * step) * PAGE..][..PAGE];
+        for word in page.as_chunks_mut::<8>().0 {
+            *word = random.next().to_ne_bytes();
+        }
+    }
+}
+
+/// Writes the report when it is missing.
+fn report(directory: &Path, text: &str) -> io::Result<()> {
+    let beside = directory.join("report.new");
+    std::fs::write(&beside, text)?;
+    std::fs::rename(&beside, directory.join(REPORT))
+}
+
+fn changing(directory: &Path, bytes: usize, percent: usize, spread: bool) -> io::Result<()> {
+    let mut memory = memory(bytes, Content::Random, PageKind::Small)?;
+    for round in 1.. {
+        while directory.join(REPORT).try_exists()? {
+            std::thread::sleep(TICK);
+        }
+        change(&mut memory, percent, spread, round);
+        report(directory, "0")?;
+    }
+    Ok(())
+}
+
+fn sharing(directory: &Path, bytes: usize, count: usize) -> io::Result<()> {
+    let mut memory = memory(bytes, Content::Random, PageKind::Small)?;
+    for child in 1..count as u64 {
+        if let stasis_sys::process::Fork::Child = stasis_sys::process::fork()? {
+            for round in 1.. {
+                change(&mut memory, 1, true, round << 8 | child);
+                while directory.join(REPORT).try_exists()? {
+                    std::thread::sleep(TICK);
+                }
+                while !directory.join(REPORT).try_exists()? {
+                    std::thread::sleep(TICK);
+                }
+            }
+        }
+    }
+    tick(directory, &[])
+}
+
+fn sweeping(directory: &Path, bytes: usize) -> io::Result<()> {
+    const BIN: Duration = Duration::from_millis(100);
+    const PIECE: usize = 1 << 20;
+    let mut memory = memory(bytes, Content::Random, PageKind::Small)?;
+    let mut bins = vec![0u64];
+    let mut began = Instant::now();
+    for round in 0u64.. {
+        for piece in memory.chunks_mut(PIECE) {
+            piece.fill(round as u8);
+            std::hint::black_box(&piece);
+            // A pause leaves bins in which nothing was written.
+            while began.elapsed() >= BIN {
+                began += BIN;
+                bins.push(0);
+            }
+            if let Some(bin) = bins.last_mut() {
+                *bin += 1;
+            }
+        }
+        if !directory.join(REPORT).try_exists()? {
+            let last = bins.pop().unwrap_or_default();
+            let text: Vec<String> = bins.iter().map(u64::to_string).collect();
+            report(directory, &format!("0 {}", text.join(",")))?;
+            bins = vec![last];
+        }
+    }
+    Ok(())
 }
 
 fn sum(memory: &[u8]) -> u64 {

@@ -3,7 +3,9 @@
 use crate::names::ENDING;
 use crate::{Failure, options, output};
 use clap::ArgMatches;
+use stasis_supervisor::Interval;
 use stasis_supervisor::front::{self, End, Screen};
+use stasis_supervisor::schedule::{Cadence, Economy};
 use stasis_supervisor::{
     JobName, Membership, NOT_EXECUTABLE, NameLock, Naming, Settings, Start, runtime_dir,
 };
@@ -13,6 +15,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// The program was saved and stopped on request.
 pub(crate) const SAVED_AND_STOPPED: u8 = 85;
@@ -57,7 +60,14 @@ pub(crate) fn settings(job: Job, matches: &ArgMatches) -> Settings {
             variable("DMTCP_COORD_HOST", address.host.clone()),
             variable("DMTCP_COORD_PORT", address.port.to_string()),
         ],
-        interval: stasis_supervisor::Interval::from_seconds(job.membership.joined().interval),
+        interval: Interval::from_seconds(job.membership.joined().interval).map(Cadence::Every),
+        economy: Economy::default(),
+        // An image that takes the place of the one before it cannot lean on it.
+        incremental: false,
+        secret: None,
+        keys: Arc::default(),
+        pause: false,
+        nice: 0,
         name: job.name,
         directory: job.directory,
         command: job.command,

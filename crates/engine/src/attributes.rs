@@ -251,6 +251,29 @@ pub fn restore_from_outside(state: &State, pid: Pid, virtual_pid: Pid, notes: &m
     }
 }
 
+/// One limit of a process as it is now.
+///
+/// # Errors
+/// When it cannot be looked up.
+pub(crate) fn limit(pid: Pid, resource: Resource) -> Result<Limit, EngineError> {
+    let limits = read_limits(pid)?;
+    let found = RESOURCES.iter().zip(limits);
+    Ok(found
+        .filter(|(known, _)| **known == resource)
+        .map(|(_, limit)| limit)
+        .next()
+        .unwrap_or_default())
+}
+
+/// Has another limit saved than the one that was found.
+pub(crate) fn set_limit(state: &mut State, resource: Resource, limit: Limit) {
+    for (known, saved) in RESOURCES.iter().zip(&mut state.limits) {
+        if *known == resource {
+            *saved = limit;
+        }
+    }
+}
+
 /// `/proc/PID/limits` has them in a fixed order, named; it needs no permission over the process.
 fn read_limits(pid: Pid) -> Result<Vec<Limit>, EngineError> {
     let path = format!("/proc/{pid}/limits");

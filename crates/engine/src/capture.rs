@@ -291,7 +291,7 @@ pub fn capture(
     }
     collected.shared.tie(&open.inodes);
     let inquiry = Inquiry::make(frozen, &outside, &mut collected, store)?;
-    let (mut processes, shared) = inquiry.evaluate(frozen, outside, store)?;
+    let (mut processes, shared) = inquiry.evaluate(frozen, outside)?;
     let parent_of = |stat: &Stat| virtual_pids.get(&stat.parent).copied().unwrap_or(keeper);
     for ((process, frozen), table) in processes.iter_mut().zip(&frozen.processes).zip(open.tables) {
         process.parent = parent_of(&frozen.stat);

@@ -1,17 +1,21 @@
 //! Taking a checkpoint: freeze, settle, live part, resume, write, commit.
 
+use crate::address_room::AddressRoom;
 use crate::barrier::{Barrier, Point};
 use crate::capture::{self, Captured};
 use crate::freeze::{self, Frozen};
 use crate::memory::{self, Area};
 use crate::progress::{Progress, Step};
+use crate::space::{self, Modest};
 use crate::store::{MemorySource, Store};
 use crate::{EngineError, Job, Refusal, faults, twin};
 use serde::{Deserialize, Serialize};
-use stasis_image::{Compression, ImageWriter, ObjectId, Run, StoreJob, WriteOptions};
+use stasis_image::{
+    Compression, Image, ImageWriter, ObjectId, Run, Secret, StoreJob, WriteOptions,
+};
+use stasis_sys::Pid;
 use stasis_sys::pagemap::Pages;
 use stasis_sys::process::Waited;
-use stasis_sys::{Pid, procfs};
 use stasis_tracee::{Memory, Withheld};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -37,6 +41,14 @@ pub struct Options {
     pub withheld: Withheld,
     /// The calling thread traces the program already ([`crate::shield`]): it traces it for the checkpoint as well.
     pub here: bool,
+    /// Whether the program runs on while it is written, where that is possible.
+    pub twins: bool,
+    /// The nice value of what writes while the program runs on.
+    pub nice: u8,
+    /// An older image of this job in the same directory: what it holds already is not stored again.
+    pub older: Option<Arc<Image>>,
+    /// What the image is encrypted with.
+    pub secret: Option<Secret>,
     /// The image takes the place of an older one of the same name, if there is one.
     pub replace: bool,
     /// Others that are saved at the same instant.
@@ -122,6 +134,8 @@ pub struct Report {
     pub captured: u64,
     /// Length of the image file in bytes.
     pub written: u64,
+    /// Older files that it takes contents from.
+    pub bases: usize,
     /// What the user should know (connections to be reset, decisions taken).
     pub notes: Vec<String>,
 }
@@ -192,11 +206,17 @@ fn trace(
         compression: options.compression,
         threads: options.threads,
     };
-    let writer = if options.replace {
+    let mut writer = if options.replace {
         ImageWriter::replace(path, writing)?
     } else {
         ImageWriter::create(path, writing)?
     };
+    if let Some(secret) = &options.secret {
+        writer = writer.encrypted_with(secret)?;
+    }
+    if let Some(older) = &options.older {
+        writer = writer.based_on(Arc::clone(older));
+    }
     let store = Store::new(writer);
     let others = |point| match &options.barrier {
         Some(barrier) => barrier.wait(point),
@@ -212,6 +232,7 @@ fn trace(
     job.memory.sleeping = sleeping(&frozen);
     progress.step(Step::Settle);
     capture::settle(&frozen, job.keeper)?;
+    let room = AddressRoom::make(&frozen)?;
     faults::pass("settled")?;
     progress.step(Step::LivePart);
     let mut captured = capture::capture(&mut frozen, job, options, &store)?;
@@ -220,9 +241,11 @@ fn trace(
         process.signals.pending.retain(meant);
         (process.threads.iter_mut()).for_each(|thread| thread.pending.retain(meant));
     }
+    room.amend(&mut captured.tree);
     faults::pass("captured")?;
+    space::check(&frozen, &captured, options, path)?;
     let mut twins: Vec<Option<twin::Twin>> = frozen.processes.iter().map(|_| None).collect();
-    let wanted = wanted_twins(&frozen, &captured, options);
+    let wanted = wanted_twins(&frozen, &mut captured, options);
     if wanted.contains(&true) {
         progress.step(Step::Twin);
         match twin::fork_all(&mut frozen, &wanted) {
@@ -232,6 +255,7 @@ fn trace(
             )),
         }
     }
+    drop(room);
     faults::pass("twins")?;
     progress.step(Step::Write);
     write_shared(&frozen, &captured, &store)?;
@@ -258,6 +282,7 @@ fn trace(
         faults::pass("resumed")?;
         None
     };
+    let modest = Modest::new(if held.is_some() { 0 } else { options.nice });
     if twins.iter().any(Option::is_some) {
         let sources: Vec<_> = twins
             .iter()
@@ -281,6 +306,7 @@ fn trace(
     if let Some(frozen) = held {
         end(&frozen);
     }
+    drop(modest);
     faults::pass("committed")?;
     Ok(Report {
         path: committed.path,
@@ -291,6 +317,7 @@ fn trace(
         threads,
         captured: captured_bytes,
         written: committed.file_len,
+        bases: committed.bases,
         notes: captured.notes,
     })
 }
@@ -308,21 +335,25 @@ const WORTH_TWINS: u64 = 2 << 20;
 const WORTH_A_TWIN: u64 = 1 << 20;
 
 /// Which processes are to be written from twins.
-fn wanted_twins(frozen: &Frozen, captured: &Captured, options: &Options) -> Vec<bool> {
-    let anonymous = |process: &crate::freeze::FrozenProcess| {
-        let status = procfs::read_to_string(format!("/proc/{}/status", capture::living(process)))
-            .unwrap_or_default();
-        let value = crate::tree::status_field(&status, "RssAnon").unwrap_or_default();
-        let kib = value.split_ascii_whitespace().next();
-        kib.and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) << 10
-    };
+fn wanted_twins(frozen: &Frozen, captured: &mut Captured, options: &Options) -> Vec<bool> {
     // A program that adopts orphans itself would be given the twins.
     let adopts = |process: &crate::model::Process| process.attributes.subreaper;
-    if options.stop || captured.tree.processes.iter().any(adopts) {
+    if options.stop || !options.twins || captured.tree.processes.iter().any(adopts) {
         return vec![false; frozen.processes.len()];
     }
-    let bytes: Vec<u64> = frozen.processes.iter().map(anonymous).collect();
-    let any = bytes.iter().sum::<u64>() >= WORTH_TWINS;
+    let bytes: Vec<u64> = frozen.processes.iter().map(space::own_memory).collect();
+    let total = bytes.iter().sum::<u64>();
+    let any = total >= WORTH_TWINS;
+    // A program that writes all its memory meanwhile has it twice.
+    if let Some(left) = space::available_memory().filter(|left| any && *left < total) {
+        captured.notes.push(format!(
+            "the program stands still while it is written: it has {} MiB of memory, and {} MiB are left for a copy of what it \
+             changes meanwhile",
+            total >> 20,
+            left >> 20
+        ));
+        return vec![false; bytes.len()];
+    }
     bytes
         .iter()
         .map(|bytes| any && *bytes >= WORTH_A_TWIN)

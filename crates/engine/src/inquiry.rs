@@ -364,7 +364,6 @@ impl Inquiry {
         self,
         frozen: &Frozen,
         outside: Vec<Outside>,
-        store: &Store,
     ) -> Result<(Vec<Process>, Vec<SharedContents>), EngineError> {
         let stops: HashMap<Pid, bool> = self
             .stops
@@ -387,7 +386,7 @@ impl Inquiry {
             .zip(asked)
         {
             seen.queues = queues;
-            let mut process = process(frozen, seen, questions, self.asked_at, answers, store)?;
+            let mut process = process(frozen, seen, questions, self.asked_at, answers)?;
             process.stop_reported = stops.get(&frozen.pid).copied().unwrap_or(true);
             processes.push(process);
         }
@@ -418,7 +417,6 @@ fn process(
     questions: Questions,
     asked_at: Duration,
     answers: &[Answers],
-    store: &Store,
 ) -> Result<Process, EngineError> {
     let asked = questions.threads.iter().zip(answers);
     for (state, (questions, answers)) in seen.threads.iter_mut().zip(asked) {
@@ -442,7 +440,7 @@ fn process(
         memory: memory::State {
             areas: seen.areas,
             layout: seen.layout,
-            contents: store.number(),
+            contents: Store::number_of_memory(frozen.virtual_pid),
             guards: Vec::new(),
             stored: Vec::new(),
         },

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod address_room;
 pub mod attributes;
 pub mod barrier;
 mod batch;
@@ -34,6 +35,7 @@ pub mod restart;
 pub mod shield;
 pub mod signals;
 pub mod sleep_clock;
+mod space;
 pub mod store;
 mod sysv;
 pub mod threads;

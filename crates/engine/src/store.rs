@@ -5,6 +5,7 @@ use crate::contents::{ContentId, ContentLoader, ContentSink};
 use crate::error::Context;
 use rustix::fs::SeekFrom;
 use stasis_image::{Image, ImageWriter, ObjectId, Run, Source};
+use stasis_sys::Pid;
 use stasis_tracee::Memory;
 use std::fs::File;
 use std::io;
@@ -33,6 +34,14 @@ impl Store {
     /// A number that no other object of this image has.
     pub fn number(&self) -> u32 {
         self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The number for the memory of the process `pid` (as the program sees it): the same in every image of a job, so that what
+    /// has not changed is found in the one before.
+    #[must_use]
+    pub fn number_of_memory(pid: Pid) -> u32 {
+        const MEMORY: u32 = 1 << 31;
+        MEMORY | pid.0.unsigned_abs()
     }
 
     /// Counts bytes that were captured.

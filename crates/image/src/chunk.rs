@@ -114,7 +114,7 @@ fn is_zero(data: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::ObjectId;
+    use crate::index::ObjectId;
 
     fn chunks(runs: &[Run]) -> Vec<(u64, usize)> {
         let source: Vec<u8> = Vec::new();

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::format::Encoding;
 use crate::format::limits::{CHUNK, PAGE};
+use crate::index::Encoding;
 
 /// How contents are made smaller on the way to the disk. Chunks that do not shrink are stored as they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -115,6 +115,21 @@ impl Compressor {
         self.output[len..padded].fill(0);
         Some((encoding, len, &self.output[..padded]))
     }
+}
+
+/// How many bytes of a file contents take when they are stored alone, whole pages; none where they are zero.
+#[must_use]
+pub fn stored_len(compression: Compression, contents: &[u8]) -> u64 {
+    if contents.iter().all(|byte| *byte == 0) {
+        return 0;
+    }
+    let pieces = contents.chunks(CHUNK).map(|piece| {
+        let compressed = Compressor::new(compression)
+            .compress(piece)
+            .map(|(_, _, padded)| padded.len());
+        compressed.unwrap_or(piece.len().next_multiple_of(PAGE)) as u64
+    });
+    pieces.sum()
 }
 
 /// One thread's decompressor.

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 use rustix::io::Errno;
 
-use crate::format::ObjectId;
+use crate::index::ObjectId;
 
 /// A part of an image, to say where damage was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,10 @@ pub enum Part {
     Metadata,
     /// The table of extents.
     Index,
+    /// The table of base images.
+    Bases,
+    /// The encrypted key.
+    Key,
     /// The contents of an object from `offset` on (an offset in the object, not in the file).
     Contents {
         /// Which object.
@@ -42,6 +46,8 @@ impl fmt::Display for Part {
             Part::Header => f.write_str("header"),
             Part::Metadata => f.write_str("metadata"),
             Part::Index => f.write_str("index"),
+            Part::Bases => f.write_str("table of base images"),
+            Part::Key => f.write_str("encrypted key"),
             Part::Contents { object, offset } => {
                 write!(f, "contents of object {} at offset {offset:#x}", object.0)
             }
@@ -182,6 +188,30 @@ pub enum ImageError {
         /// What was found.
         reason: String,
     },
+    /// An older file that it takes contents from is not there.
+    #[error(
+        "{path} needs contents of {base}.ckpt or {base}.base, which cannot be used: {reason}; put that file back \
+         beside it, or use another image"
+    )]
+    MissingBase {
+        /// The image.
+        path: PathBuf,
+        /// The file, without its ending.
+        base: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// It is encrypted, and cannot be opened.
+    #[error("{path} is encrypted: {reason}")]
+    Locked {
+        /// The image.
+        path: PathBuf,
+        /// Why no key opens it, and what to do.
+        reason: String,
+    },
+    /// A key could not be made or used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// A length is beyond what this program is willing to set aside.
     #[error("{path}: {what} of {value} bytes is above the limit of {limit}")]
     TooLarge {
@@ -203,6 +233,36 @@ pub enum ImageError {
         offset: u64,
         /// What the receiver said.
         source: io::Error,
+    },
+}
+
+/// Why a key cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyError {
+    /// It is no public key.
+    #[error(
+        "{text} is not a recipient that images can be encrypted to ({reason}); write one as age-keygen prints it (age1...)"
+    )]
+    Recipient {
+        /// What was given.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file with keys or a passphrase is of no use.
+    #[error("{path}: {reason}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A new key could not be made.
+    #[error("cannot make a key to encrypt with: {reason}")]
+    Wrap {
+        /// Why.
+        reason: String,
     },
 }
 

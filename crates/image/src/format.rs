@@ -4,7 +4,9 @@
 //! header     one page
 //! extents    each begins on a page
 //! metadata   begins on a page
-//! index      begins on a page: base images (none in version 1), then extents; the file ends with it
+//! bases      begins on a page: the older files that contents are taken from; not in version 1
+//! key        begins on a page: the key of an encrypted image, itself encrypted; not in version 1
+//! index      begins on a page; the file ends with it
 //! ```
 //!
 //! The header, all numbers little-endian:
@@ -12,10 +14,10 @@
 //! | offset | size | meaning                                                                        |
 //! |-------:|-----:|--------------------------------------------------------------------------------|
 //! |      0 |    8 | magic: `89 53 54 41 53 49 53 0A`                                               |
-//! |      8 |    4 | version: 1                                                                     |
+//! |      8 |    4 | version: 1 or 2                                                                |
 //! |     12 |    4 | length of the header: 4096                                                     |
 //! |     16 |   32 | BLAKE3 of the header, taken with this field zero                               |
-//! |     48 |    8 | flags: what a reader must understand; none in version 1                        |
+//! |     48 |    8 | flags: what a reader must understand                                           |
 //! |     56 |    8 | length of the file                                                             |
 //! |     64 |    8 | time of creation, nanoseconds since 1970                                       |
 //! |     72 |    8 | metadata: where                                                                |
@@ -32,7 +34,14 @@
 //! |    196 |    4 | zero                                                                           |
 //! |    200 |    8 | bytes of contents, decoded                                                     |
 //! |    208 |    8 | bytes of contents, in the file                                                 |
-//! |    216 | 3880 | zero                                                                           |
+//! |    216 |    8 | bases: where; from here on zero in version 1                                   |
+//! |    224 |    8 | bases: length                                                                  |
+//! |    232 |   32 | bases: BLAKE3                                                                  |
+//! |    264 |    8 | key: where                                                                     |
+//! |    272 |    8 | key: length                                                                    |
+//! |    280 |   32 | key: BLAKE3                                                                    |
+//! |    312 |   32 | salt of the image's own key                                                    |
+//! |    344 | 3752 | zero                                                                           |
 //!
 //! The first 48 bytes keep their meaning in every later version, so that a newer file and a damaged one can be
 //! told apart. As the header holds the hash of the index, and the index those of the contents, the checksum of the
@@ -44,9 +53,9 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use serde::{Deserialize, Serialize};
-
+use crate::bases;
 use crate::error::{ImageError, Part};
+use crate::index::{self, Encoding};
 use limits::{HEADER_LEN, INDEX_LEN, METADATA_LEN, PAGE};
 
 /// Sizes that the format fixes or bounds, in bytes.
@@ -63,176 +72,34 @@ pub mod limits {
     pub const INDEX_LEN: u64 = 8 << 30;
     /// The largest object that [`Image::read_object`](crate::Image::read_object) gives in one piece.
     pub const OBJECT_LEN: u64 = 1 << 30;
+    /// The most older files that one image takes contents from.
+    pub const BASES: u64 = 4096;
+    /// The longest encrypted key.
+    pub const KEY_LEN: u64 = 1 << 20;
     /// How many damages [`Image::damages`](crate::Image::damages) tells of at most.
     pub const DAMAGES: usize = 1000;
 }
 
 const MAGIC: [u8; 8] = *b"\x89STASIS\n";
 /// The version written, and the newest one read.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 const CHECKSUM: std::ops::Range<usize> = 16..48;
 /// The part of the header that is the same in all versions.
 const PREAMBLE_LEN: usize = 48;
 /// A header of a later version may be longer, but not absurdly so.
 const ANY_HEADER_LEN: usize = 1 << 20;
-/// The flags that have a name already. A reader of version 1 understands none of them.
+/// Contents, metadata and index are encrypted.
+pub(crate) const ENCRYPTED: u64 = 1 << 0;
+/// There are bases.
+pub(crate) const BASED: u64 = 1 << 1;
+/// The flags that have a name.
 const FLAG_NAMES: [(u64, &str); 2] = [
-    (1 << 0, "encryption"),
-    (1 << 1, "references to base images"),
+    (ENCRYPTED, "encryption"),
+    (BASED, "references to base images"),
 ];
-const EXTENT_RECORD_LEN: usize = 64;
-
-/// The number of one thing with contents: a memory area, a shared memory object, a file's content.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct ObjectId(pub u32);
-
-/// How bytes are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Encoding {
-    /// As they are.
-    Raw,
-    /// One LZ4 block.
-    Lz4,
-    /// One Zstandard frame.
-    Zstd,
-}
-
-impl Encoding {
-    fn to_number(self) -> u8 {
-        match self {
-            Encoding::Raw => 0,
-            Encoding::Lz4 => 1,
-            Encoding::Zstd => 2,
-        }
-    }
-
-    fn from_number(number: u32) -> Option<Self> {
-        match number {
-            0 => Some(Encoding::Raw),
-            1 => Some(Encoding::Lz4),
-            2 => Some(Encoding::Zstd),
-            _ => None,
-        }
-    }
-}
-
-/// A piece of contents in the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extent {
-    /// The object it belongs to.
-    pub object: ObjectId,
-    /// Where in the object, in bytes.
-    pub offset: u64,
-    /// How long it is once decoded, in bytes: 1 to [`limits::CHUNK`].
-    pub len: u64,
-    pub(crate) file_offset: u64,
-    pub(crate) stored_len: u32,
-    pub(crate) encoding: Encoding,
-    pub(crate) hash: [u8; 32],
-}
-
-impl Extent {
-    /// Where the object goes on after it. Cannot overflow: that was checked when it was read.
-    pub fn end(&self) -> u64 {
-        self.offset + self.len
-    }
-
-    /// Where it begins in the file; a multiple of [`limits::PAGE`].
-    pub fn file_offset(&self) -> u64 {
-        self.file_offset
-    }
-
-    /// How long it is in the file, in bytes, without the fill up to the next page.
-    pub fn stored_len(&self) -> u64 {
-        self.stored_len.into()
-    }
-
-    /// How it is stored.
-    pub fn encoding(&self) -> Encoding {
-        self.encoding
-    }
-
-    /// BLAKE3 of the decoded contents.
-    pub fn hash(&self) -> &[u8; 32] {
-        &self.hash
-    }
-
-    /// The part of the image that this extent is, for messages.
-    pub(crate) fn part(&self) -> Part {
-        Part::Contents {
-            object: self.object,
-            offset: self.offset,
-        }
-    }
-
-    fn encode(&self, out: &mut Vec<u8>) {
-        out.extend(self.object.0.to_le_bytes());
-        // The image that has the bytes: 0 is this one, N the Nth of the base images.
-        out.extend(0u16.to_le_bytes());
-        out.extend([self.encoding.to_number(), 0]);
-        out.extend(self.offset.to_le_bytes());
-        out.extend((self.len as u32).to_le_bytes());
-        out.extend(self.stored_len.to_le_bytes());
-        out.extend(self.file_offset.to_le_bytes());
-        out.extend(self.hash);
-    }
-
-    fn decode(record: &[u8; EXTENT_RECORD_LEN], contents_end: u64) -> Result<Self, String> {
-        let fields = Fields(record);
-        let source = fields.u16(4);
-        let encoding = Encoding::from_number(record[6].into())
-            .ok_or_else(|| format!("unknown encoding {}", record[6]))?;
-        let extent = Extent {
-            object: ObjectId(fields.u32(0)),
-            offset: fields.u64(8),
-            len: fields.u32(16).into(),
-            stored_len: fields.u32(20),
-            file_offset: fields.u64(24),
-            encoding,
-            hash: fields.hash(32),
-        };
-        let Extent {
-            offset,
-            len,
-            stored_len,
-            file_offset,
-            ..
-        } = extent;
-        if source != 0 {
-            return Err(format!(
-                "it refers to base image {source}, and there is none"
-            ));
-        }
-        if record[7] != 0 {
-            return Err("a reserved byte is set".to_owned());
-        }
-        if !(1..=limits::CHUNK as u64).contains(&len) || offset.checked_add(len).is_none() {
-            return Err(format!(
-                "an extent of {len} bytes at offset {offset:#x} cannot be"
-            ));
-        }
-        let stored = u64::from(stored_len);
-        if stored == 0 || stored > len || (encoding == Encoding::Raw) != (stored == len) {
-            return Err(format!(
-                "an extent of {len} bytes cannot be stored in {stored}"
-            ));
-        }
-        let inside = file_offset >= HEADER_LEN as u64
-            && file_offset % PAGE as u64 == 0
-            && file_offset
-                .checked_add(stored)
-                .is_some_and(|end| end <= contents_end);
-        if !inside {
-            return Err(format!(
-                "an extent cannot be at byte {file_offset} of the file"
-            ));
-        }
-        Ok(extent)
-    }
-}
 
 /// A stretch of the file with its hash: the metadata or the index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Section {
     pub offset: u64,
     pub len: u64,
@@ -258,8 +125,15 @@ pub struct Header {
     pub stored_len: u64,
     /// BLAKE3 of the header; as it covers the hashes of everything else, it names the image.
     pub checksum: [u8; 32],
+    /// How many older files contents are taken from.
+    pub bases: u64,
+    /// Whether a key is needed to read more than this.
+    pub encrypted: bool,
     pub(crate) metadata: Section,
     pub(crate) metadata_encoding: Encoding,
+    pub(crate) base_table: Section,
+    pub(crate) key: Section,
+    pub(crate) salt: [u8; 32],
     pub(crate) index: Section,
 }
 
@@ -348,10 +222,11 @@ impl Header {
             ));
         }
         let flags = Fields(&page).u64(48);
-        if flags != 0 {
+        let known = if version == 1 { 0 } else { ENCRYPTED | BASED };
+        if flags & !known != 0 {
             return Err(ImageError::UnknownFlags {
                 path: path.to_owned(),
-                names: flag_names(flags),
+                names: flag_names(flags & !known),
             });
         }
         let header =
@@ -359,6 +234,12 @@ impl Header {
         for (what, value, limit) in [
             ("metadata", header.metadata_len, METADATA_LEN),
             ("index", header.index.len, INDEX_LEN),
+            (
+                "table of base images",
+                header.base_table.len,
+                limits::BASES * bases::RECORD_LEN as u64,
+            ),
+            ("encrypted key", header.key.len, limits::KEY_LEN),
         ] {
             if value > limit {
                 return Err(ImageError::TooLarge {
@@ -395,8 +276,15 @@ impl Header {
         let number = fields.u32(96);
         let metadata_encoding = Encoding::from_number(number)
             .ok_or_else(|| (96, format!("unknown encoding {number} of the metadata")))?;
+        let section = |offset: usize, hash: usize| Section {
+            offset: fields.u64(offset),
+            len: fields.u64(offset + 8),
+            hash: fields.hash(hash),
+        };
+        let version = fields.u32(8);
+        let flags = fields.u64(48);
         let header = Header {
-            version: fields.u32(8),
+            version,
             created: SystemTime::UNIX_EPOCH + Duration::from_nanos(fields.u64(64)),
             file_len: fields.u64(56),
             metadata_len: fields.u64(88),
@@ -404,24 +292,44 @@ impl Header {
             logical_len: fields.u64(200),
             stored_len: fields.u64(208),
             checksum,
-            metadata: Section {
-                offset: fields.u64(72),
-                len: fields.u64(80),
-                hash: fields.hash(104),
-            },
+            bases: fields.u32(192).into(),
+            encrypted: flags & ENCRYPTED != 0,
+            metadata: section(72, 104),
             metadata_encoding,
+            base_table: section(216, 232),
+            key: section(264, 280),
+            salt: fields.hash(312),
             index: Section {
                 offset: fields.u64(136),
                 len: fields.u64(144),
                 hash: fields.hash(160),
             },
         };
-        let bases = fields.u32(192);
-        if bases != 0 {
-            return Err((192, format!("{bases} base images, and format 1 has none")));
+        let none = Section::default();
+        if version == 1 && (header.bases != 0 || header.base_table != none || header.key != none) {
+            return Err((192, "format 1 has no base images and no key".to_owned()));
         }
+        if (flags & BASED != 0) != (header.bases > 0)
+            || header.bases * bases::RECORD_LEN as u64 != header.base_table.len
+        {
+            return Err((
+                192,
+                format!("{} base images do not fit their table", header.bases),
+            ));
+        }
+        if header.encrypted != (header.key.len > 0) {
+            return Err((
+                264,
+                "an encrypted image has a key, another has none".to_owned(),
+            ));
+        }
+        let seal = header.seal_len();
         let (metadata, index) = (&header.metadata, &header.index);
-        if header.extents.checked_mul(EXTENT_RECORD_LEN as u64) != Some(index.len) {
+        let records = header
+            .extents
+            .checked_mul(index::record_len(version) as u64)
+            .and_then(|len| len.checked_add(seal));
+        if records != Some(index.len) {
             return Err((
                 144,
                 format!(
@@ -431,19 +339,31 @@ impl Header {
             ));
         }
         let page_len = PAGE as u64;
-        let metadata_end = metadata.offset.checked_add(metadata.len);
-        let in_order = metadata.offset % page_len == 0
-            && index.offset % page_len == 0
-            && metadata.offset >= HEADER_LEN as u64
-            && metadata_end.is_some_and(|end| end <= index.offset)
-            && index.offset.checked_add(index.len) == Some(header.file_len);
+        // Sections that are not there have no place.
+        let sections = [metadata, &header.base_table, &header.key, index];
+        let mut end = Some(HEADER_LEN as u64);
+        for section in sections.into_iter().filter(|section| **section != none) {
+            let fits =
+                section.offset % page_len == 0 && end.is_some_and(|end| end <= section.offset);
+            end = section.offset.checked_add(section.len).filter(|_| fits);
+        }
+        let in_order = metadata.offset >= HEADER_LEN as u64 && end == Some(header.file_len);
         if !in_order {
             return Err((72, "the parts of the file do not fit together".to_owned()));
         }
-        if metadata_encoding == Encoding::Raw && metadata.len != header.metadata_len {
+        if metadata_encoding == Encoding::Raw && metadata.len != header.metadata_len + seal {
             return Err((80, "two different lengths of the metadata".to_owned()));
         }
         Ok(header)
+    }
+
+    /// How many bytes after each stored thing are its seal.
+    pub(crate) fn seal_len(&self) -> u64 {
+        if self.encrypted {
+            crate::seal::TAG_LEN as u64
+        } else {
+            0
+        }
     }
 
     /// The first page of a file; sets the checksum.
@@ -458,6 +378,9 @@ impl Header {
         put(0, &MAGIC);
         put(8, &self.version.to_le_bytes());
         put(12, &(HEADER_LEN as u32).to_le_bytes());
+        let flags =
+            if self.encrypted { ENCRYPTED } else { 0 } | if self.bases > 0 { BASED } else { 0 };
+        put(48, &flags.to_le_bytes());
         put(56, &self.file_len.to_le_bytes());
         put(
             64,
@@ -477,39 +400,19 @@ impl Header {
         put(144, &self.index.len.to_le_bytes());
         put(152, &self.extents.to_le_bytes());
         put(160, &self.index.hash);
+        put(192, &(self.bases as u32).to_le_bytes());
         put(200, &self.logical_len.to_le_bytes());
         put(208, &self.stored_len.to_le_bytes());
+        for (at, section) in [(216, &self.base_table), (264, &self.key)] {
+            put(at, &section.offset.to_le_bytes());
+            put(at + 8, &section.len.to_le_bytes());
+            put(at + 16, &section.hash);
+        }
+        put(312, &self.salt);
         self.checksum = header_checksum(&mut page);
         page[CHECKSUM].copy_from_slice(&self.checksum);
         page
     }
-}
-
-/// The index of `extents`, which are in order.
-pub(crate) fn encode_index(extents: &[Extent]) -> Vec<u8> {
-    let mut index = Vec::with_capacity(extents.len() * EXTENT_RECORD_LEN);
-    for extent in extents {
-        extent.encode(&mut index);
-    }
-    index
-}
-
-/// The extents of an index, or the place in the index and what is wrong there. They are known to be in order, not to
-/// overlap, and to lie between the header and `contents_end`.
-pub(crate) fn decode_index(index: &[u8], contents_end: u64) -> Result<Vec<Extent>, (u64, String)> {
-    let (records, _) = index.as_chunks::<EXTENT_RECORD_LEN>();
-    let mut extents: Vec<Extent> = Vec::with_capacity(records.len());
-    for (number, record) in records.iter().enumerate() {
-        let at = (number * EXTENT_RECORD_LEN) as u64;
-        let extent = Extent::decode(record, contents_end).map_err(|reason| (at, reason))?;
-        if let Some(last) = extents.last()
-            && (last.object, last.end()) > (extent.object, extent.offset)
-        {
-            return Err((at, "the extents are not in order".to_owned()));
-        }
-        extents.push(extent);
-    }
-    Ok(extents)
 }
 
 /// Opens a file to read. A named pipe without a writer must not block us.
@@ -569,7 +472,7 @@ fn flag_names(flags: u64) -> String {
 }
 
 /// Little-endian numbers at fixed places of a record that is known to be long enough.
-struct Fields<'a>(&'a [u8]);
+pub(crate) struct Fields<'a>(pub &'a [u8]);
 
 impl Fields<'_> {
     fn bytes<const N: usize>(&self, offset: usize) -> [u8; N] {
@@ -578,19 +481,19 @@ impl Fields<'_> {
         bytes
     }
 
-    fn u16(&self, offset: usize) -> u16 {
+    pub(crate) fn u16(&self, offset: usize) -> u16 {
         u16::from_le_bytes(self.bytes(offset))
     }
 
-    fn u32(&self, offset: usize) -> u32 {
+    pub(crate) fn u32(&self, offset: usize) -> u32 {
         u32::from_le_bytes(self.bytes(offset))
     }
 
-    fn u64(&self, offset: usize) -> u64 {
+    pub(crate) fn u64(&self, offset: usize) -> u64 {
         u64::from_le_bytes(self.bytes(offset))
     }
 
-    fn hash(&self, offset: usize) -> [u8; 32] {
+    pub(crate) fn hash(&self, offset: usize) -> [u8; 32] {
         self.bytes(offset)
     }
 }

@@ -12,6 +12,9 @@
 //! - A reader never trusts a number it has read: every length is held against the length of the file and
 //!   a limit before memory is set aside, and every content is checked against its BLAKE3 hash.
 //!
+//! An image may take contents from older ones of its directory ([`ImageWriter::based_on`]). Then it is complete together with
+//! these; [`bases_of`] tells which, and [`export`] makes one file of them.
+//!
 //! The layout, byte by byte, is in `docs/image-format.md`.
 //!
 //! ```
@@ -32,24 +35,37 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod bases;
+mod chain;
 mod chunk;
 mod compression;
 mod error;
+mod export;
 mod flusher;
 mod format;
+mod index;
+mod keys;
+mod known;
 mod naming;
 mod partial;
 mod reader;
+mod seal;
 mod source;
+mod stored;
+mod worker;
 mod writer;
 
-pub use compression::{Compression, ParseCompressionError};
-pub use error::{ImageError, Part};
-pub use format::{Encoding, Extent, Header, ObjectId, limits};
+pub use bases::Base;
+pub use compression::{Compression, ParseCompressionError, stored_len};
+pub use error::{ImageError, KeyError, Part};
+pub use export::export;
+pub use format::{Header, limits};
+pub use index::{Encoding, Extent, ObjectId};
+pub use keys::{Keys, Recipient, Secret};
 pub use naming::{
-    Found, State, image_name, next_sequence, parse_image_name, parse_partial_name,
-    remove_abandoned, scan,
+    Found, FoundBase, State, abandoned, base_path, image_name, next_sequence, parse_image_name,
+    parse_partial_name, remove_abandoned, scan, scan_bases,
 };
-pub use reader::{Image, Verified};
+pub use reader::{Image, Verified, bases_of};
 pub use source::{Run, Source, StoreJob};
 pub use writer::{Committed, FinishedImage, ImageWriter, Progress, Stored, WriteOptions};

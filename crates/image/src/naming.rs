@@ -9,8 +9,12 @@ use std::time::SystemTime;
 use crate::error::ImageError;
 use crate::format::Header;
 use crate::partial;
+use crate::reader::bases_of;
 
-const EXTENSION: &str = ".ckpt";
+/// How the name of an image ends.
+pub(crate) const EXTENSION: &str = ".ckpt";
+/// How the name of a file ends that was an image and is kept for what newer ones take from it.
+pub(crate) const BASE_EXTENSION: &str = ".base";
 /// Digits of a sequence number, so that names sort as the checkpoints were made; more where they are needed.
 const DIGITS: usize = 6;
 
@@ -34,6 +38,17 @@ pub fn parse_partial_name(name: &OsStr) -> Option<(String, u64)> {
     parse_image_name(OsStr::new(name.to_str()?.strip_suffix(partial::SUFFIX)?))
 }
 
+/// Whether a file may have this name without its ending: no directory, nothing hidden.
+pub(crate) fn is_stem(stem: &str) -> bool {
+    (1..=250).contains(&stem.len()) && !stem.starts_with('.') && !stem.contains(['/', '\0'])
+}
+
+/// The job and the number in the name of a base.
+fn parse_base_name(name: &OsStr) -> Option<(String, u64)> {
+    let stem = name.to_str()?.strip_suffix(BASE_EXTENSION)?;
+    parse_image_name(OsStr::new(&format!("{stem}{EXTENSION}")))
+}
+
 /// Whether a file that is named like an image is one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
@@ -43,6 +58,8 @@ pub enum State {
     Partial,
     /// It cannot be used; the message says why.
     Damaged(String),
+    /// It is whole itself, but an older file that it takes contents from is not there; the message says which.
+    MissingBase(String),
 }
 
 /// An image found in a directory.
@@ -83,10 +100,7 @@ pub fn scan(directory: &Path, job: Option<&str>) -> Result<Vec<Found>, ImageErro
         let state = if partial {
             State::Partial
         } else {
-            match Header::read(&path) {
-                Ok(header) => State::Complete(Box::new(header)),
-                Err(error) => State::Damaged(error.to_string()),
-            }
+            state(&path)
         };
         found.push(Found {
             path,
@@ -100,15 +114,72 @@ pub fn scan(directory: &Path, job: Option<&str>) -> Result<Vec<Found>, ImageErro
     Ok(found)
 }
 
+fn state(path: &Path) -> State {
+    match Header::read(path) {
+        Err(error) => State::Damaged(error.to_string()),
+        Ok(header) if header.bases == 0 => State::Complete(Box::new(header)),
+        Ok(header) => match bases_of(path) {
+            Ok((_, None)) => State::Complete(Box::new(header)),
+            Ok((_, Some(missing))) => State::MissingBase(missing.to_string()),
+            Err(error) => State::Damaged(error.to_string()),
+        },
+    }
+}
+
+/// What was an image of a job and is kept for its contents: path, job, number, length in bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundBase {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The job it belongs to.
+    pub job: String,
+    /// The number that it had as an image.
+    pub sequence: u64,
+    /// How long the file is, in bytes.
+    pub len: u64,
+}
+
+/// The bases in a directory, of one job or of all, by job and then by number.
+///
+/// # Errors
+/// [`ImageError::Read`] if the directory cannot be read.
+pub fn scan_bases(directory: &Path, job: Option<&str>) -> Result<Vec<FoundBase>, ImageError> {
+    let mut found = Vec::new();
+    for named in named(directory, job, parse_base_name)? {
+        let (path, (job, sequence)) = named;
+        // Gone since.
+        let Ok(metadata) = fs::metadata(&path) else {
+            continue;
+        };
+        found.push(FoundBase {
+            path,
+            job,
+            sequence,
+            len: metadata.len(),
+        });
+    }
+    found.sort_by(|a, b| (&a.job, a.sequence).cmp(&(&b.job, b.sequence)));
+    Ok(found)
+}
+
+/// The name that an image gets when it is no checkpoint any more, but newer ones need its contents. `None` for a file that is
+/// not named like an image.
+pub fn base_path(image: &Path) -> Option<PathBuf> {
+    parse_image_name(image.file_name()?)?;
+    Some(image.with_extension(&BASE_EXTENSION[1..]))
+}
+
 /// The number for the next image of a job: one above the highest that is there, complete or not; 1 at first.
 ///
 /// # Errors
 /// [`ImageError::Read`] if the directory cannot be read.
 pub fn next_sequence(directory: &Path, job: &str) -> Result<u64, ImageError> {
-    let names = names(directory, Some(job))?;
-    Ok(names
+    let images = names(directory, Some(job))?;
+    let bases = scan_bases(directory, Some(job))?;
+    Ok(images
         .iter()
         .map(|named| named.sequence)
+        .chain(bases.iter().map(|base| base.sequence))
         .max()
         .map_or(1, |last| last.saturating_add(1)))
 }
@@ -132,6 +203,20 @@ pub fn remove_abandoned(directory: &Path, job: &str) -> Result<Vec<PathBuf>, Ima
     Ok(removed)
 }
 
+/// The partial images of a job, or of all, that nobody writes any more.
+///
+/// # Errors
+/// [`ImageError::Read`] if the directory cannot be read.
+pub fn abandoned(directory: &Path, job: Option<&str>) -> Result<Vec<PathBuf>, ImageError> {
+    let partial = names(directory, job)?
+        .into_iter()
+        .filter(|named| named.partial);
+    Ok(partial
+        .filter(|named| partial::is_abandoned(&named.path).unwrap_or(false))
+        .map(|named| named.path)
+        .collect())
+}
+
 struct Named {
     path: PathBuf,
     job: String,
@@ -139,8 +224,15 @@ struct Named {
     partial: bool,
 }
 
-/// What is named like an image, in order.
-fn names(directory: &Path, job: Option<&str>) -> Result<Vec<Named>, ImageError> {
+/// A file, the job in its name, and what else its name says.
+type NamedFile<T> = (PathBuf, (String, T));
+
+/// The files of a directory whose names `parse` understands, of one job or of all.
+fn named<T>(
+    directory: &Path,
+    job: Option<&str>,
+    parse: impl Fn(&OsStr) -> Option<(String, T)>,
+) -> Result<Vec<NamedFile<T>>, ImageError> {
     let cannot_read = |source| ImageError::Read {
         path: directory.to_owned(),
         source,
@@ -152,21 +244,32 @@ fn names(directory: &Path, job: Option<&str>) -> Result<Vec<Named>, ImageError> 
     let mut names = Vec::new();
     for entry in entries {
         let entry = entry.map_err(cannot_read)?;
-        let name = entry.file_name();
-        let partial = parse_partial_name(&name);
-        let is_partial = partial.is_some();
-        let Some((found_job, sequence)) = partial.or_else(|| parse_image_name(&name)) else {
-            continue;
-        };
-        if job.is_none_or(|job| job == found_job) {
-            names.push(Named {
-                path: entry.path(),
-                job: found_job,
-                sequence,
-                partial: is_partial,
-            });
+        let parsed = parse(&entry.file_name());
+        if let Some((found, rest)) = parsed.filter(|(found, _)| job.is_none_or(|job| job == found))
+        {
+            names.push((entry.path(), (found, rest)));
         }
     }
+    Ok(names)
+}
+
+/// What is named like an image, in order.
+fn names(directory: &Path, job: Option<&str>) -> Result<Vec<Named>, ImageError> {
+    let parse = |name: &OsStr| {
+        let partial = parse_partial_name(name).map(|named| (named, true));
+        partial.or_else(|| parse_image_name(name).map(|named| (named, false)))
+    };
+    let parse =
+        |name: &OsStr| parse(name).map(|((job, sequence), partial)| (job, (sequence, partial)));
+    let mut names: Vec<Named> = named(directory, job, parse)?
+        .into_iter()
+        .map(|(path, (job, (sequence, partial)))| Named {
+            path,
+            job,
+            sequence,
+            partial,
+        })
+        .collect();
     names.sort_by(|a, b| (&a.job, a.sequence, a.partial).cmp(&(&b.job, b.sequence, b.partial)));
     Ok(names)
 }
@@ -247,6 +350,7 @@ mod tests {
                     State::Complete(_) => 'c',
                     State::Partial => 'p',
                     State::Damaged(_) => 'd',
+                    State::MissingBase(_) => 'm',
                 };
                 (found.job.as_str(), found.sequence, state)
             })

@@ -163,13 +163,25 @@ fn rename_new(from: &Path, to: &Path) -> Result<(), Errno> {
     }
 }
 
-/// Removes a partial file that nobody writes any more. False if somebody does.
-pub(crate) fn remove_abandoned(path: &Path) -> io::Result<bool> {
-    let opened = File::options()
+/// Whether nobody writes the partial file any more.
+pub(crate) fn is_abandoned(path: &Path) -> io::Result<bool> {
+    let file = open_to_lock(path)?;
+    Ok(
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
+            != Err(Errno::WOULDBLOCK),
+    )
+}
+
+fn open_to_lock(path: &Path) -> io::Result<File> {
+    File::options()
         .read(true)
         .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
-        .open(path);
-    let file = match opened {
+        .open(path)
+}
+
+/// Removes a partial file that nobody writes any more. False if somebody does.
+pub(crate) fn remove_abandoned(path: &Path) -> io::Result<bool> {
+    let file = match open_to_lock(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
         Err(error) => return Err(error),

@@ -1,31 +1,36 @@
 //! Reading an image.
 
+use std::collections::BTreeSet;
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
+use crate::bases::{self, Base};
 use crate::compression::Decompressor;
 use crate::error::{ImageError, Part};
 use crate::format::limits::{CHUNK, DAMAGES, OBJECT_LEN};
-use crate::format::{self, Encoding, Extent, Header, ObjectId, Section, read_exact};
+use crate::format::{self, Header};
+use crate::index::{self, Encoding, Extent, Layout, ObjectId};
+use crate::keys::{Keys, Secret};
+use crate::stored::{Scratch, Stored, read_section};
 
-/// An image whose header, metadata and index have been read and checked; contents are checked as they are read.
+/// An image whose header, metadata and index have been read and checked, and whose bases have been found; contents are
+/// checked as they are read.
 pub struct Image {
-    file: File,
     path: PathBuf,
     header: Header,
     metadata: Vec<u8>,
+    /// What it takes contents from besides itself, as it names them.
+    bases: Vec<Base>,
+    /// The image itself, and its bases.
+    pub(crate) files: Vec<Stored>,
     extents: Vec<Extent>,
+    secret: Option<Secret>,
     /// Buffers that are not in use.
     scratch: Mutex<Vec<Scratch>>,
-}
-
-/// What one thread needs to decode an extent.
-struct Scratch {
-    stored: Vec<u8>,
-    decompressor: Decompressor,
 }
 
 /// What [`Image::verify`] has found to be whole.
@@ -37,32 +42,62 @@ pub struct Verified {
     pub logical_len: u64,
     /// Bytes of contents in the file.
     pub stored_len: u64,
+    /// Older files that it takes contents from, which were read for that.
+    pub bases: u64,
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Image({})", self.path.display())
+    }
 }
 
 impl Image {
-    /// Opens an image and checks all of it but the contents.
+    /// Opens an image and checks all of it but the contents. Its bases are looked for beside it.
     ///
     /// # Errors
     /// [`ImageError::Read`] if the kernel refuses; [`ImageError::NotAnImage`], [`ImageError::Unfinished`],
     /// [`ImageError::Newer`], [`ImageError::UnknownFlags`], [`ImageError::Truncated`], [`ImageError::Damaged`] and
-    /// [`ImageError::TooLarge`] for what is in the file.
+    /// [`ImageError::TooLarge`] for what is in the file; [`ImageError::MissingBase`] for what is not beside it;
+    /// [`ImageError::Locked`] if it is encrypted.
     pub fn open(path: &Path) -> Result<Image, ImageError> {
-        Self::from_file(format::open(path)?, path)
+        Self::open_with(path, &Keys::none())
     }
 
-    /// The same for a file that is open already; `path` is for messages.
+    /// The same for an image that may be encrypted.
+    ///
+    /// # Errors
+    /// As [`open`](Image::open); [`ImageError::Locked`] if none of the keys opens it.
+    pub fn open_with(path: &Path, keys: &Keys) -> Result<Image, ImageError> {
+        Self::from_file(format::open(path)?, path, keys)
+    }
+
+    /// The same for a file that is open already; `path` is for messages, and says where bases are.
     ///
     /// # Errors
     /// As [`open`](Image::open).
-    pub fn from_file(file: File, path: &Path) -> Result<Image, ImageError> {
+    pub fn from_file(file: File, path: &Path, keys: &Keys) -> Result<Image, ImageError> {
         let header = Header::read_from(&file, path)?;
-        let stored = read_section(&file, path, Part::Metadata, &header.metadata)?;
         let damaged = |part, file_offset, reason| ImageError::Damaged {
             path: path.to_owned(),
             part,
             file_offset,
             reason,
         };
+        let key = read_section(&file, path, Part::Key, &header.key)?;
+        let secret = match header.encrypted {
+            false => None,
+            true => Some(keys.open(&key).map_err(|reason| ImageError::Locked {
+                path: path.to_owned(),
+                reason,
+            })?),
+        };
+        let own = Stored {
+            seal: secret.as_ref().map(|secret| secret.seal(&header.salt)),
+            file: Arc::new(file),
+            path: path.to_owned(),
+        };
+        let stored = own.section(Part::Metadata, &header.metadata)?;
         let metadata = match header.metadata_encoding {
             Encoding::Raw => stored,
             encoding => {
@@ -74,15 +109,31 @@ impl Image {
                 metadata
             }
         };
-        let index = read_section(&file, path, Part::Index, &header.index)?;
-        let extents = format::decode_index(&index, header.metadata.offset)
+        let table = read_section(&own.file, path, Part::Bases, &header.base_table)?;
+        let bases = bases::decode(&table)
+            .map_err(|(at, reason)| damaged(Part::Bases, header.base_table.offset + at, reason))?;
+        let index = own.section(Part::Index, &header.index)?;
+        let layout = Layout {
+            version: header.version,
+            contents: std::iter::once(header.metadata.offset)
+                .chain(bases.iter().map(|base| base.file_len))
+                .collect(),
+            overhead: header.seal_len(),
+        };
+        let extents = index::decode(&index, &layout)
             .map_err(|(at, reason)| damaged(Part::Index, header.index.offset + at, reason))?;
+        let mut files = vec![own];
+        for base in &bases {
+            files.push(find(base, path, &key, secret.as_ref())?);
+        }
         Ok(Image {
-            file,
             path: path.to_owned(),
             header,
             metadata,
+            bases,
+            files,
             extents,
+            secret,
             scratch: Mutex::new(Vec::new()),
         })
     }
@@ -100,6 +151,21 @@ impl Image {
     /// The name it was opened by.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The older files that it takes contents from, as it names them.
+    pub fn bases(&self) -> &[Base] {
+        &self.bases
+    }
+
+    /// Where these are.
+    pub fn base_paths(&self) -> impl Iterator<Item = &Path> {
+        self.files[1..].iter().map(|file| file.path.as_path())
+    }
+
+    /// What it is encrypted with.
+    pub fn secret(&self) -> Option<&Secret> {
+        self.secret.as_ref()
     }
 
     /// All extents, by object and then by offset.
@@ -122,45 +188,41 @@ impl Image {
     /// # Errors
     /// [`ImageError::Read`], [`ImageError::Truncated`] or [`ImageError::Damaged`].
     pub fn read_extent(&self, extent: &Extent, buffer: &mut Vec<u8>) -> Result<(), ImageError> {
+        let idle = self.lock_scratch().pop();
+        let mut scratch = idle.unwrap_or_else(Scratch::new);
+        let read = self.read_with(extent, &mut scratch, buffer);
+        self.lock_scratch().push(scratch);
+        read
+    }
+
+    fn lock_scratch(&self) -> std::sync::MutexGuard<'_, Vec<Scratch>> {
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read_with(
+        &self,
+        extent: &Extent,
+        scratch: &mut Scratch,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), ImageError> {
         // An extent of another image may lie outside of this one, but is never too large.
         buffer.resize(extent.len as usize, 0);
-        if extent.encoding == Encoding::Raw {
-            read_exact(
-                &self.file,
-                &self.path,
-                extent.part(),
-                buffer,
-                extent.file_offset,
-            )?;
-        } else {
-            let idle = self
-                .scratch
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .pop();
-            let mut scratch = idle.unwrap_or_else(|| Scratch {
-                stored: Vec::new(),
-                decompressor: Decompressor::new(),
+        let place = &extent.place;
+        let Some(file) = self.files.get(usize::from(place.source)) else {
+            return Err(ImageError::Misuse {
+                object: extent.object,
+                offset: extent.offset,
+                reason: "it is of another image",
             });
-            scratch.stored.resize(extent.stored_len as usize, 0);
-            read_exact(
-                &self.file,
-                &self.path,
-                extent.part(),
-                &mut scratch.stored,
-                extent.file_offset,
-            )?;
-            scratch
-                .decompressor
-                .decompress(extent.encoding, &scratch.stored, buffer)
-                .map_err(|reason| self.damaged(extent, reason))?;
-            self.scratch
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(scratch);
-        }
+        };
+        file.read(place, extent.part(), scratch, buffer)?;
         if blake3::hash(buffer) != blake3::Hash::from_bytes(extent.hash) {
-            return Err(self.damaged(extent, "checksum differs".to_owned()));
+            return Err(ImageError::Damaged {
+                path: file.path.clone(),
+                part: extent.part(),
+                file_offset: place.file_offset,
+                reason: "checksum differs".to_owned(),
+            });
         }
         Ok(())
     }
@@ -235,7 +297,8 @@ impl Image {
         Ok(Verified {
             extents: self.extents.len() as u64,
             logical_len: self.extents.iter().map(|extent| extent.len).sum(),
-            stored_len: self.extents.iter().map(Extent::stored_len).sum(),
+            stored_len: self.header.stored_len,
+            bases: self.bases.len() as u64,
         })
     }
 
@@ -295,7 +358,7 @@ impl Image {
     }
 
     /// Reads extents on several threads, this one among them; `start` makes what each thread has for itself.
-    fn in_parallel<T>(
+    pub(crate) fn in_parallel<T>(
         &self,
         mut extents: Vec<&Extent>,
         threads: usize,
@@ -306,24 +369,34 @@ impl Image {
             0 => std::thread::available_parallelism().map_or(1, Into::into),
             threads => threads,
         };
-        extents.sort_unstable_by_key(|extent| extent.file_offset);
+        let stored = |extent: &&Extent| (extent.place.source, extent.place.file_offset);
+        extents.sort_by_key(stored);
+        // Pieces of one stored extent go to one thread, which decodes it once.
+        let groups: Vec<&[&Extent]> = extents
+            .chunk_by(|one, other| {
+                stored(one) == stored(other) && one.place.encoding != Encoding::Raw
+            })
+            .collect();
         let next = AtomicUsize::new(0);
         let work = || {
             let own = start();
+            let mut scratch = Scratch::new();
             let mut buffer = Vec::with_capacity(CHUNK);
-            while let Some(extent) = extents.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let read = self.read_extent(extent, &mut buffer);
-                let result = each(&own, extent, read.map(|()| buffer.as_slice()));
-                if result.is_err() {
-                    // Far enough for everybody to stop, and far from wrapping around.
-                    next.store(usize::MAX / 2, Ordering::Relaxed);
-                    return result;
+            while let Some(group) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
+                for extent in *group {
+                    let read = self.read_with(extent, &mut scratch, &mut buffer);
+                    let result = each(&own, extent, read.map(|()| buffer.as_slice()));
+                    if result.is_err() {
+                        // Far enough for everybody to stop, and far from wrapping around.
+                        next.store(usize::MAX / 2, Ordering::Relaxed);
+                        return result;
+                    }
                 }
             }
             Ok(())
         };
         std::thread::scope(|scope| {
-            let helpers: Vec<_> = (1..threads.min(extents.len()))
+            let helpers: Vec<_> = (1..threads.min(groups.len()))
                 .map_while(|_| {
                     std::thread::Builder::new()
                         .name("image-read".into())
@@ -341,33 +414,101 @@ impl Image {
             result
         })
     }
+}
 
-    fn damaged(&self, extent: &Extent, reason: String) -> ImageError {
-        ImageError::Damaged {
-            path: self.path.clone(),
-            part: extent.part(),
-            file_offset: extent.file_offset,
-            reason,
-        }
+/// Opens a base of the image at `path`, which has `key`.
+fn find(
+    base: &Base,
+    path: &Path,
+    key: &[u8],
+    secret: Option<&Secret>,
+) -> Result<Stored, ImageError> {
+    let missing = |reason| ImageError::MissingBase {
+        path: path.to_owned(),
+        base: base.stem.clone(),
+        reason,
+    };
+    let (file, base_path, header) = base.find(directory_of(path)).map_err(missing)?;
+    let base_key = read_section(&file, &base_path, Part::Key, &header.key)?;
+    if base_key != key {
+        let reason = format!("{} is encrypted with another key", base_path.display());
+        return Err(missing(reason));
+    }
+    Ok(Stored {
+        seal: secret.map(|secret| secret.seal(&header.salt)),
+        file: Arc::new(file),
+        path: base_path,
+    })
+}
+
+/// The directory that a path names a file of.
+pub(crate) fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() => directory,
+        _ => Path::new("."),
     }
 }
 
-/// The lengths of sections were held against that of the file, so as much memory as they say may be set aside.
-fn read_section(
-    file: &File,
-    path: &Path,
-    part: Part,
-    section: &Section,
-) -> Result<Vec<u8>, ImageError> {
-    let mut bytes = vec![0; section.len as usize];
-    read_exact(file, path, part, &mut bytes, section.offset)?;
-    if blake3::hash(&bytes) != blake3::Hash::from_bytes(section.hash) {
-        return Err(ImageError::Damaged {
+/// The bases that the image at `path` names, and what is wrong with the first that is not there. Needs no key and reads no
+/// index: cheap, for lists.
+///
+/// # Errors
+/// As [`Image::open`], for what the header and the table can tell.
+pub fn bases_of(path: &Path) -> Result<(Vec<Base>, Option<ImageError>), ImageError> {
+    let file = format::open(path)?;
+    let header = Header::read_from(&file, path)?;
+    let table = read_section(&file, path, Part::Bases, &header.base_table)?;
+    let bases = bases::decode(&table).map_err(|(at, reason)| ImageError::Damaged {
+        path: path.to_owned(),
+        part: Part::Bases,
+        file_offset: header.base_table.offset + at,
+        reason,
+    })?;
+    let missing = bases.iter().find_map(|base| {
+        let reason = base.find(directory_of(path)).err()?;
+        Some(ImageError::MissingBase {
             path: path.to_owned(),
-            part,
-            file_offset: section.offset,
-            reason: "checksum differs".to_owned(),
-        });
+            base: base.stem.clone(),
+            reason,
+        })
+    });
+    Ok((bases, missing))
+}
+
+/// The stored extents that pieces lie in, each once, with what of it is used: bytes of each file, by its number.
+pub(crate) fn used(extents: &[Extent], files: usize) -> Vec<u64> {
+    let mut parts: BTreeSet<_> = BTreeSet::new();
+    for extent in extents {
+        let place = &extent.place;
+        parts.insert((
+            place.source,
+            place.file_offset,
+            place.skip,
+            extent.len,
+            (place.stored_len, place.whole),
+        ));
     }
-    Ok(bytes)
+    let mut used = vec![0; files];
+    let mut last = (0, 0, 0);
+    for (source, offset, skip, len, (stored_len, whole)) in parts {
+        let (skip, end) = (u64::from(skip), u64::from(skip) + len);
+        // What an earlier piece of the same extent has counted is not counted again.
+        let from = if (last.0, last.1) == (source, offset) {
+            skip.max(last.2)
+        } else {
+            skip
+        };
+        let until = if (last.0, last.1) == (source, offset) {
+            end.max(last.2)
+        } else {
+            end
+        };
+        if end > from
+            && let Some(used) = used.get_mut(usize::from(source))
+        {
+            *used += (end - from) * u64::from(stored_len) / u64::from(whole.max(1));
+        }
+        last = (source, offset, until);
+    }
+    used
 }

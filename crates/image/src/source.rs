@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::format::ObjectId;
+use crate::index::ObjectId;
 
 /// Something with contents to be saved: `/proc/PID/mem`, a file, bytes in memory. Read from several threads at once.
 pub trait Source: Sync {

@@ -1,22 +1,31 @@
 //! Writing an image.
 //!
-//! Workers take one chunk at a time: read, look for zeros, hash, compress, take a place in the file, write. They share
-//! nothing but the cursor over the chunks, the end of the file and the list of extents, each touched once per chunk.
+//! Workers take one chunk at a time (`worker.rs`). They share nothing but the cursor over the chunks, the end of the file, the
+//! list of extents and what is known already, each touched once per chunk.
 
+use std::collections::HashMap;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use crate::chunk::{Chunk, Cursor, worth_storing};
-use crate::compression::{Compression, Compressor};
+use crate::bases::{self, Base};
+use crate::chain;
+use crate::chunk::Cursor;
+use crate::compression::Compression;
 use crate::error::ImageError;
 use crate::flusher::{Flusher, Pace};
 use crate::format::limits::{CHUNK, HEADER_LEN, INDEX_LEN, METADATA_LEN, PAGE};
-use crate::format::{self, Encoding, Extent, Header, ObjectId, Section};
-use crate::partial::{Partial, Place};
+use crate::format::{self, Header, Section};
+use crate::index::{self, Encoding, Extent, ObjectId, Place};
+use crate::keys::{self, Secret};
+use crate::known::{Known, Older};
+use crate::partial::{self, Partial};
+use crate::reader::{Image, used};
 use crate::source::{Run, Source, StoreJob};
+use crate::stored::{self, is_named, sealed};
+use crate::worker::Worker;
 
 /// How an image is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,6 +78,8 @@ pub struct Committed {
     pub logical_len: u64,
     /// Bytes of contents in the file.
     pub stored_len: u64,
+    /// Older files that contents are taken from.
+    pub bases: usize,
 }
 
 /// An image that is whole but for its name. Dropping it removes the file.
@@ -78,6 +89,7 @@ pub struct FinishedImage {
     file_len: u64,
     logical_len: u64,
     stored_len: u64,
+    bases: usize,
 }
 
 impl FinishedImage {
@@ -91,6 +103,7 @@ impl FinishedImage {
             file_len: self.file_len,
             logical_len: self.logical_len,
             stored_len: self.stored_len,
+            bases: self.bases,
         })
     }
 }
@@ -100,25 +113,23 @@ pub struct ImageWriter {
     flusher: Mutex<Flusher>,
     pace: Arc<Pace>,
     partial: Partial,
-    options: WriteOptions,
+    pub(crate) options: WriteOptions,
     created: SystemTime,
+    secret: Option<Secret>,
+    salt: [u8; 32],
+    /// The file being written, then those of the older image.
+    pub(crate) files: Vec<stored::Stored>,
+    pub(crate) known: Known,
     /// Where the next extent goes.
     end: AtomicU64,
     read_len: AtomicU64,
+    stored_len: AtomicU64,
     written_len: AtomicU64,
     /// Something is missing from the file.
     failed: AtomicBool,
     extents: Mutex<Vec<Extent>>,
     /// Buffers of workers that are done, for the next ones.
     workers: Mutex<Vec<Worker>>,
-}
-
-struct Worker {
-    compressor: Compressor,
-    buffer: Vec<u8>,
-    /// Extents written and not yet handed on.
-    extents: Vec<Extent>,
-    stored: Stored,
 }
 
 impl ImageWriter {
@@ -129,7 +140,7 @@ impl ImageWriter {
     /// [`ImageError::Exists`] if there is such an image, [`ImageError::Busy`] if it is being written,
     /// [`ImageError::Create`] if the kernel refuses the file.
     pub fn create(final_path: &Path, options: WriteOptions) -> Result<ImageWriter, ImageError> {
-        ImageWriter::begin(final_path, options, Place::New)
+        ImageWriter::begin(final_path, options, partial::Place::New)
     }
 
     /// Begins an image that takes the place of the one called `final_path`, if there is one, in the instant of its
@@ -138,24 +149,35 @@ impl ImageWriter {
     /// # Errors
     /// As [`create`](ImageWriter::create), without [`ImageError::Exists`].
     pub fn replace(final_path: &Path, options: WriteOptions) -> Result<ImageWriter, ImageError> {
-        ImageWriter::begin(final_path, options, Place::Replace)
+        ImageWriter::begin(final_path, options, partial::Place::Replace)
     }
 
     fn begin(
         final_path: &Path,
         options: WriteOptions,
-        place: Place,
+        place: partial::Place,
     ) -> Result<ImageWriter, ImageError> {
         let threads = match options.threads {
             0 => std::thread::available_parallelism().map_or(1, Into::into),
             threads => threads,
         };
+        let partial = Partial::create(final_path, place)?;
+        let own = stored::Stored {
+            file: Arc::clone(partial.file()),
+            path: partial.path().to_owned(),
+            seal: None,
+        };
         Ok(ImageWriter {
             flusher: Mutex::default(),
             pace: Arc::default(),
-            partial: Partial::create(final_path, place)?,
+            partial,
             options: WriteOptions { threads, ..options },
             created: SystemTime::now(),
+            secret: None,
+            salt: [0; 32],
+            files: vec![own],
+            known: Known::default(),
+            stored_len: AtomicU64::new(0),
             end: AtomicU64::new(HEADER_LEN as u64),
             read_len: AtomicU64::new(0),
             written_len: AtomicU64::new(0),
@@ -163,6 +185,36 @@ impl ImageWriter {
             extents: Mutex::new(Vec::new()),
             workers: Mutex::new(Vec::new()),
         })
+    }
+
+    /// Encrypts the image. To be said before anything is stored.
+    ///
+    /// # Errors
+    /// [`ImageError::Key`] when no random numbers can be had.
+    pub fn encrypted_with(mut self, secret: &Secret) -> Result<ImageWriter, ImageError> {
+        self.salt = keys::random()?;
+        self.files[0].seal = Some(secret.seal(&self.salt));
+        self.secret = Some(secret.clone());
+        Ok(self)
+    }
+
+    /// Takes contents that are the same from an older image of the same directory, where that is good for anything: it is
+    /// not when the older one leans on too many files itself, or is encrypted otherwise. To be said before anything is stored.
+    #[must_use]
+    pub fn based_on(mut self, older: Arc<Image>) -> ImageWriter {
+        let wrapped = |secret: &Option<Secret>| secret.as_ref().map(|one| one.wrapped().to_vec());
+        let same_key = wrapped(&self.secret) == wrapped(&older.secret().cloned());
+        if let Some(older) = same_key.then(|| Older::new(older)).flatten() {
+            self.files.extend(older.files().cloned());
+            self.known.older = Some(older);
+        }
+        self
+    }
+
+    /// Says when the image was begun, where that is not now.
+    pub(crate) fn created_at(mut self, created: SystemTime) -> ImageWriter {
+        self.created = created;
+        self
     }
 
     /// Stores ranges of an object. Pages of zeros are left out, so what is missing from a run when it is read back is
@@ -235,12 +287,7 @@ impl ImageWriter {
         jobs: &[StoreJob<'_>],
         cursor: &Mutex<Cursor<'_>>,
     ) -> Result<Stored, ImageError> {
-        let mut worker = lock(&self.workers).pop().unwrap_or_else(|| Worker {
-            compressor: Compressor::new(self.options.compression),
-            buffer: Vec::new(),
-            extents: Vec::new(),
-            stored: Stored::default(),
-        });
+        let mut worker = self.worker();
         let mut result = Ok(());
         loop {
             let next = lock(cursor).next();
@@ -258,76 +305,44 @@ impl ImageWriter {
         result.map(|()| stored)
     }
 
-    fn store_chunk(
-        &self,
-        worker: &mut Worker,
-        job: &StoreJob<'_>,
-        chunk: Chunk,
-    ) -> Result<(), ImageError> {
-        let Chunk { offset, len, .. } = chunk;
-        // Room for the zeros after the last page; grows once to what is needed and stays.
-        let room = len.next_multiple_of(PAGE) + PAGE;
-        if worker.buffer.len() < room {
-            worker.buffer.resize(room, 0);
-        }
-        let data = &mut worker.buffer[..len];
-        job.source
-            .read_exact_at(data, offset)
-            .map_err(|source| ImageError::SourceRead {
-                object: job.object,
-                offset,
-                len: len as u64,
-                source,
-            })?;
-        self.read_len.fetch_add(len as u64, Ordering::Relaxed);
-        worker.stored.read_len += len as u64;
+    fn worker(&self) -> Worker {
+        let idle = lock(&self.workers).pop();
+        idle.unwrap_or_else(|| Worker::new(self.options.compression))
+    }
 
-        // At most 60 of them (a part and a hole take 17 pages), and usually one.
-        let parts: Vec<_> = worth_storing(data, offset).collect();
-        for part in parts {
-            let hash = blake3::hash(&worker.buffer[part.clone()]).into();
-            let hurried = self.options.compression == Compression::Auto
-                && !self.pace.is_behind(self.end.load(Ordering::Relaxed));
-            let compressed = if hurried {
-                None
-            } else {
-                worker.compressor.compress(&worker.buffer[part.clone()])
-            };
-            let (encoding, stored_len, padded) = match compressed {
-                Some(compressed) => compressed,
-                None => {
-                    // The bytes after the part are either the end of the chunk or a hole: nobody needs them.
-                    let end = part.start + part.len().next_multiple_of(PAGE);
-                    worker.buffer[part.end..end].fill(0);
-                    (Encoding::Raw, part.len(), &worker.buffer[part.start..end])
-                }
-            };
-            let file_offset = self.append(padded)?;
-            worker.extents.push(Extent {
-                object: job.object,
-                offset: offset + part.start as u64,
-                len: part.len() as u64,
-                file_offset,
-                stored_len: stored_len as u32,
-                encoding,
-                hash,
-            });
-            worker.stored.logical_len += part.len() as u64;
-            worker.stored.stored_len += stored_len as u64;
-            worker.stored.extents += 1;
-        }
-        Ok(())
+    pub(crate) fn count_read(&self, len: u64) {
+        self.read_len.fetch_add(len, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_stored(&self, len: u64) {
+        self.stored_len.fetch_add(len, Ordering::Relaxed);
+    }
+
+    /// Whether the disk is what this image waits for.
+    pub(crate) fn is_disk_behind(&self) -> bool {
+        self.pace.is_behind(self.end.load(Ordering::Relaxed))
+    }
+
+    /// Room for `len` bytes, whole pages, at the end of the file.
+    pub(crate) fn reserve(&self, len: u64) -> u64 {
+        self.end.fetch_add(len, Ordering::Relaxed)
     }
 
     /// Writes whole pages at the end of the file; gives the place.
-    fn append(&self, pages: &[u8]) -> Result<u64, ImageError> {
-        let offset = self.end.fetch_add(pages.len() as u64, Ordering::Relaxed);
+    pub(crate) fn append(&self, pages: &[u8]) -> Result<u64, ImageError> {
+        let offset = self.reserve(pages.len() as u64);
+        self.write_at(pages, offset)?;
+        Ok(offset)
+    }
+
+    /// Writes whole pages where room is reserved for them.
+    pub(crate) fn write_at(&self, pages: &[u8], offset: u64) -> Result<(), ImageError> {
         self.write(pages, offset)?;
-        if Flusher::is_due(offset, offset + pages.len() as u64) {
-            let end = offset + pages.len() as u64;
+        let end = offset + pages.len() as u64;
+        if Flusher::is_due(offset, end) {
             lock(&self.flusher).request(self.partial.file(), &self.pace, end);
         }
-        Ok(offset)
+        Ok(())
     }
 
     fn write(&self, bytes: &[u8], offset: u64) -> Result<(), ImageError> {
@@ -400,6 +415,7 @@ impl ImageWriter {
                 reason: "it was stored twice",
             });
         }
+        let bases = self.settle_bases(&mut extents)?;
 
         let compressed = match self.options.compression {
             // Metadata is small next to contents: the level matters little, its size on a slow file system may.
@@ -414,12 +430,20 @@ impl ImageWriter {
             }
             _ => (Encoding::Raw, metadata),
         };
-        let metadata = self.write_section(metadata_stored)?;
-        let index = format::encode_index(&extents);
+        let metadata = self.write_section(metadata_stored, true)?;
+        let base_table = match bases.len() {
+            0 => Section::default(),
+            _ => self.write_section(&bases::encode(&bases), false)?,
+        };
+        let key = match &self.secret {
+            None => Section::default(),
+            Some(secret) => self.write_section(secret.wrapped(), false)?,
+        };
+        let index = index::encode(&extents);
         if index.len() as u64 > INDEX_LEN {
             return Err(too_large("index", index.len() as u64, INDEX_LEN));
         }
-        let index = self.write_section(&index)?;
+        let index = self.write_section(&index, true)?;
         let file_len = index.offset + index.len;
         self.partial
             .file()
@@ -433,10 +457,15 @@ impl ImageWriter {
             metadata_len,
             extents: extents.len() as u64,
             logical_len: extents.iter().map(|extent| extent.len).sum(),
-            stored_len: extents.iter().map(Extent::stored_len).sum(),
+            stored_len: self.stored_len.load(Ordering::Relaxed),
             checksum: [0; 32],
+            bases: bases.len() as u64,
+            encrypted: self.secret.is_some(),
             metadata,
             metadata_encoding,
+            base_table,
+            key,
+            salt: self.salt,
             index,
         };
         self.write(&header.encode(), 0)?;
@@ -449,19 +478,140 @@ impl ImageWriter {
             file_len,
             logical_len: header.logical_len,
             stored_len: header.stored_len,
+            bases: bases.len(),
         })
     }
 
-    fn write_section(&self, bytes: &[u8]) -> Result<Section, ImageError> {
-        let len = bytes.len() as u64;
-        let offset = self
-            .end
-            .fetch_add(len.next_multiple_of(PAGE as u64), Ordering::Relaxed);
-        self.write(bytes, offset)?;
+    /// Decides which older files the image leans on, carries over what is in others, and numbers those that are left.
+    fn settle_bases(&self, extents: &mut [Extent]) -> Result<Vec<Base>, ImageError> {
+        let Some(older) = &self.known.older else {
+            return Ok(Vec::new());
+        };
+        let live = used(extents, self.files.len());
+        let uses: Vec<chain::Use> = older
+            .bases
+            .iter()
+            .zip(&live[1..])
+            .map(|(base, live)| chain::Use {
+                len: base.file_len,
+                live: *live,
+            })
+            .collect();
+        let mut unbearable = chain::unbearable(self.end.load(Ordering::Relaxed), &uses);
+        // Somebody has removed or exchanged it: what is in it can still be read, but nobody else will.
+        let lost = |n: &usize| !is_named(&self.files[n + 1].file, &self.files[n + 1].path);
+        unbearable.extend((0..uses.len()).filter(lost));
+        let gone = |source: u16| source > 0 && unbearable.contains(&(usize::from(source) - 1));
+        self.carry_over(extents, &gone)?;
+        let mut numbers: HashMap<u16, u16> = HashMap::from([(0, 0)]);
+        let mut bases = Vec::new();
+        for extent in extents {
+            let source = &mut extent.place.source;
+            *source = *numbers.entry(*source).or_insert_with(|| {
+                bases.push(older.bases[usize::from(*source) - 1].clone());
+                bases.len() as u16
+            });
+        }
+        Ok(bases)
+    }
+
+    /// Reads, checks and stores again the pieces that are in files of which `gone` says that they cannot stay.
+    fn carry_over(
+        &self,
+        extents: &mut [Extent],
+        gone: &(dyn Fn(u16) -> bool + Sync),
+    ) -> Result<(), ImageError> {
+        let mut moving: Vec<&mut Extent> = extents
+            .iter_mut()
+            .filter(|extent| gone(extent.place.source))
+            .collect();
+        moving.sort_by_key(|extent| (extent.place.source, extent.place.file_offset));
+        let threads = self.options.threads.clamp(1, moving.len().max(1));
+        let share = moving.len().div_ceil(threads).max(1);
+        let moved: Mutex<HashMap<(Place, u64), Place>> = Mutex::default();
+        let work = |pieces: &mut [&mut Extent]| -> Result<(), ImageError> {
+            let mut worker = self.worker();
+            for extent in pieces {
+                let key = (extent.place, extent.len);
+                let known = lock(&moved).get(&key).copied();
+                extent.place = match known {
+                    Some(place) => place,
+                    None => self.store_again(&mut worker, extent)?,
+                };
+                lock(&moved).insert(key, extent.place);
+            }
+            lock(&self.workers).push(worker);
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let helpers: Vec<_> = moving
+                .chunks_mut(share)
+                .map(|pieces| scope.spawn(move || work(pieces)))
+                .collect();
+            helpers.into_iter().try_for_each(|helper| {
+                helper
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+        })
+    }
+
+    fn store_again(&self, worker: &mut Worker, extent: &Extent) -> Result<Place, ImageError> {
+        let len = extent.len as usize;
+        let room = len.next_multiple_of(PAGE);
+        if worker.buffer.len() < room {
+            worker.buffer.resize(room, 0);
+        }
+        let file = &self.files[usize::from(extent.place.source)];
+        let buffer = &mut worker.buffer[..len];
+        file.read(&extent.place, extent.part(), &mut worker.scratch, buffer)?;
+        if blake3::hash(buffer) != blake3::Hash::from_bytes(extent.hash) {
+            return Err(ImageError::Damaged {
+                path: file.path.clone(),
+                part: extent.part(),
+                file_offset: extent.place.file_offset,
+                reason: "checksum differs".to_owned(),
+            });
+        }
+        self.put(worker, 0..len)
+    }
+
+    /// Stores one piece that was read from elsewhere, with its hash.
+    pub(crate) fn store_piece(&self, extent: &Extent, bytes: &[u8]) -> Result<(), ImageError> {
+        let place = match self.known.by_hash(&extent.hash, extent.len) {
+            Some(place) => place,
+            None => {
+                let mut worker = self.worker();
+                worker.buffer.clear();
+                worker.buffer.extend_from_slice(bytes);
+                worker.buffer.resize(bytes.len().next_multiple_of(PAGE), 0);
+                let place = self.put(&mut worker, 0..bytes.len())?;
+                lock(&self.workers).push(worker);
+                place
+            }
+        };
+        let piece = Extent { place, ..*extent };
+        self.known.remember(&[piece]);
+        lock(&self.extents).push(piece);
+        Ok(())
+    }
+
+    /// Writes a section; `secret` ones are encrypted with the image.
+    fn write_section(&self, bytes: &[u8], secret: bool) -> Result<Section, ImageError> {
+        let room = bytes.len() + if self.secret.is_some() { PAGE } else { 0 };
+        let offset = self.reserve(room.next_multiple_of(PAGE) as u64);
+        let seal = self.files[0].seal.as_ref().filter(|_| secret);
+        let bytes = sealed(seal, offset, bytes).ok_or_else(|| ImageError::TooLarge {
+            path: self.partial.path().to_owned(),
+            what: "an encrypted section",
+            value: bytes.len() as u64,
+            limit: INDEX_LEN,
+        })?;
+        self.write(&bytes, offset)?;
         Ok(Section {
             offset,
-            len,
-            hash: blake3::hash(bytes).into(),
+            len: bytes.len() as u64,
+            hash: blake3::hash(&bytes).into(),
         })
     }
 }
@@ -493,7 +643,7 @@ fn check(jobs: &[StoreJob<'_>]) -> Result<(), ImageError> {
 }
 
 /// A lock is never held while something can panic, so what it guards is whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -3,10 +3,11 @@
 use crate::commands;
 use crate::moment;
 use clap::{Args, Parser, Subcommand};
-use stasis_image::Compression;
-use stasis_supervisor::{Deadline, Interval, JobName, signal_name};
+use stasis_image::{Compression, KeyError, Keys, Recipient};
+use stasis_supervisor::{Deadline, Interval, JobName, ParseIntervalError, signal_name};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::SystemTime;
 
 /// Saves running programs and continues them later: the whole process tree, as an ordinary user, with nothing
@@ -30,6 +31,8 @@ pub enum Command {
     List(commands::list::Arguments),
     Inspect(commands::inspect::Arguments),
     Verify(commands::verify::Arguments),
+    Prune(commands::prune::Arguments),
+    Export(commands::export::Arguments),
     Check(commands::check::Arguments),
     Demo(commands::demo::Arguments),
     Rehearse(commands::rehearse::Arguments),
@@ -41,9 +44,16 @@ pub enum Command {
 /// Options of commands that hold a job.
 #[derive(Debug, Args)]
 pub struct JobOptions {
-    /// Take a checkpoint every INTERVAL, counted from the end of the last one: 90s, 30m, 1h30m, or seconds
+    /// Take a checkpoint every INTERVAL, counted from the end of the last one: 90s, 30m, 1h30m, or seconds; or auto: as
+    /// often as pays, by what this job's checkpoints cost and --mtbf
     #[arg(short, long, value_name = "INTERVAL")]
-    pub interval: Option<Interval>,
+    pub interval: Option<Often>,
+    /// For -i auto: mean time between failures of this machine
+    #[arg(long, value_name = "TIME", default_value = "24h")]
+    pub mtbf: Interval,
+    /// For -i auto: the largest part of the time that checkpoints may take, in per cent
+    #[arg(long, value_name = "PERCENT", default_value = "1", value_parser = parse_percent)]
+    pub max_overhead: f64,
     /// Directory for checkpoints
     #[arg(short, long, value_name = "DIR")]
     pub directory: Option<PathBuf>,
@@ -87,6 +97,23 @@ pub struct JobOptions {
     /// Threads that write a checkpoint; 0 is one for each processor
     #[arg(long, value_name = "N", default_value = "0")]
     pub threads: usize,
+    /// Nice value, 0 to 19, of what writes a checkpoint while the program runs on
+    #[arg(long, value_name = "N", default_value = "0", value_parser = clap::value_parser!(u8).range(0..=19))]
+    pub nice: u8,
+    /// Let the program stand still while it is written: takes no memory for a copy of what it changes meanwhile
+    #[arg(long)]
+    pub pause: bool,
+    /// Store only what the checkpoint before does not hold; older files that are needed for that stay, as NAME-000001.base
+    /// and so on
+    #[arg(long, value_name = "YES|NO", num_args = 0..=1, require_equals = true, default_value = "no",
+          default_missing_value = "yes", action = clap::ArgAction::Set, value_parser = parse_yes_or_no)]
+    pub incremental: bool,
+    /// Encrypt checkpoints so that RECIPIENT, the public half of an age identity (age1...), can read them; may be repeated.
+    /// A restarted job goes on with the encryption of its checkpoint
+    #[arg(long, value_name = "RECIPIENT", conflicts_with = "passphrase_file")]
+    pub encrypt_to: Vec<Recipient>,
+    #[command(flatten)]
+    pub keys: KeyOptions,
     /// Store the contents of a file that is open for writing up to this size in bytes (K, M and G are understood)
     #[arg(long, value_name = "BYTES", default_value = "64M", value_parser = parse_size)]
     pub file_limit: u64,
@@ -99,6 +126,67 @@ pub struct JobOptions {
     /// Set by a batch system: who knows when the job has to end.
     #[arg(skip)]
     pub deadline_source: Option<Deadline>,
+}
+
+/// What encrypted checkpoints are opened with.
+#[derive(Debug, Args)]
+pub struct KeyOptions {
+    /// A file with age identities (AGE-SECRET-KEY-1...) that open encrypted checkpoints; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub identity: Vec<PathBuf>,
+    /// A file whose first line is the passphrase of encrypted checkpoints
+    #[arg(long, value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
+}
+
+impl KeyOptions {
+    /// The keys in these files.
+    pub fn keys(&self) -> Result<Keys, KeyError> {
+        let mut keys = Keys::none();
+        for file in &self.identity {
+            keys.add_identity_file(file)?;
+        }
+        if let Some(file) = &self.passphrase_file {
+            keys.add_passphrase_file(file)?;
+        }
+        Ok(keys)
+    }
+}
+
+/// An interval, or as often as pays.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Often {
+    Every(Interval),
+    Auto,
+}
+
+impl FromStr for Often {
+    type Err = ParseIntervalError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Often::Auto),
+            _ => text.parse().map(Often::Every),
+        }
+    }
+}
+
+/// A part of the whole: `1` and `1%` are 0.01.
+fn parse_percent(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).parse::<f64>();
+    number
+        .ok()
+        .filter(|percent| *percent > 0.0 && *percent <= 100.0)
+        .map(|percent| percent / 100.0)
+        .ok_or_else(|| format!("{text} is not a part of the time: write per cent, 1 or 0.5"))
+}
+
+fn parse_yes_or_no(text: &str) -> Result<bool, String> {
+    match text {
+        "yes" => Ok(true),
+        "no" => Ok(false),
+        _ => Err("write yes or no".to_owned()),
+    }
 }
 
 /// A number of bytes: `512`, `64K`, `64M`, `1G`, all binary.
@@ -127,6 +215,16 @@ mod tests {
     #[test]
     fn the_parser_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn shares_are_understood() {
+        assert_eq!(parse_percent("1"), Ok(0.01));
+        assert_eq!(parse_percent("50%"), Ok(0.5));
+        for bad in ["", "0", "-1", "101", "x", "nan"] {
+            assert!(parse_percent(bad).is_err(), "{bad}");
+        }
+        assert_eq!("auto".parse(), Ok(Often::Auto));
     }
 
     #[test]

@@ -112,6 +112,15 @@ fn the_interval_can_be_changed() {
         place.job_status()["interval_seconds"] == serde_json::Value::Null
     });
     assert_eq!(
+        Ended::from(place.output(&["interval", "auto"])).code,
+        Some(0)
+    );
+    // With a checkpoint of a second, as long as none was taken, and a failure a day.
+    wait_until("it is computed", || {
+        let status = place.job_status();
+        status["interval_auto"] == true && status["interval_seconds"] == 415
+    });
+    assert_eq!(
         Ended::from(place.output(&["interval", "soon"])).code,
         Some(2)
     );

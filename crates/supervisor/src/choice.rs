@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 pub struct Choice {
     /// Complete images, the newest first, with the names of their jobs.
     pub images: Vec<(PathBuf, String)>,
-    /// Damaged ones that are newer than the newest complete one, with the reason.
+    /// Damaged ones, and those that lack a base, that are newer than the newest complete one, with the reason.
     pub skipped: Vec<(PathBuf, String)>,
 }
 
@@ -28,7 +28,7 @@ pub fn newest(directory: &Path, name: Option<&JobName>, above: u64) -> Result<Ch
         found.sort_by_key(|image| {
             Reverse(match &image.state {
                 State::Complete(header) => header.created,
-                State::Partial | State::Damaged(_) => image.modified,
+                State::Partial | State::Damaged(_) | State::MissingBase(_) => image.modified,
             })
         });
     }
@@ -36,10 +36,12 @@ pub fn newest(directory: &Path, name: Option<&JobName>, above: u64) -> Result<Ch
     for image in found {
         match image.state {
             State::Complete(_) => choice.images.push((image.path, image.job)),
-            State::Damaged(reason) if choice.images.is_empty() => {
-                choice.skipped.push((image.path, reason))
+            State::Damaged(reason) | State::MissingBase(reason) => {
+                if choice.images.is_empty() {
+                    choice.skipped.push((image.path, reason));
+                }
             }
-            State::Damaged(_) | State::Partial => {}
+            State::Partial => {}
         }
     }
     Ok(choice)

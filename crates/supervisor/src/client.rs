@@ -204,7 +204,21 @@ impl Found {
     /// [`Error::Told`], [`Error::NoAnswer`].
     pub fn set_interval(&self, interval: Option<crate::Interval>) -> Result<(), Error> {
         let seconds = interval.map(|interval| interval.duration().as_secs());
-        self.demand(RequestKind::Interval { seconds })
+        self.demand(RequestKind::Interval {
+            seconds,
+            auto: false,
+        })
+    }
+
+    /// Has checkpoints taken as often as pays.
+    ///
+    /// # Errors
+    /// As [`set_interval`](Self::set_interval).
+    pub fn set_auto(&self) -> Result<(), Error> {
+        self.demand(RequestKind::Interval {
+            seconds: None,
+            auto: true,
+        })
     }
     /// Ends the whole tree, unsaved.
     ///
@@ -305,6 +319,7 @@ pub(crate) mod tests {
             started_at: jiff::Timestamp::UNIX_EPOCH,
             restarted_from: None,
             interval_seconds: None,
+            interval_auto: false,
             next_due: None,
             checkpointing: false,
             last: None,

@@ -25,6 +25,7 @@ mod naming;
 pub mod protocol;
 pub mod retention;
 pub mod runtime_dir;
+pub mod schedule;
 mod serve;
 mod settings;
 pub mod signal_name;

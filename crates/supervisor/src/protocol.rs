@@ -47,6 +47,9 @@ pub enum RequestKind {
     Interval {
         /// Its length in seconds.
         seconds: Option<u64>,
+        /// As often as pays, instead.
+        #[serde(default)]
+        auto: bool,
     },
     /// End the whole tree, unsaved.
     Kill,
@@ -113,6 +116,9 @@ pub struct Saved {
     pub captured_bytes: u64,
     /// Length of the image in bytes.
     pub image_bytes: u64,
+    /// Older files that it takes contents from.
+    #[serde(default)]
+    pub bases: usize,
     /// What the user should know.
     pub notes: Vec<String>,
 }
@@ -142,6 +148,9 @@ pub struct JobStatus {
     pub restarted_from: Option<PathBuf>,
     /// Seconds from the end of a checkpoint to the next.
     pub interval_seconds: Option<u64>,
+    /// Whether that is computed from what checkpoints cost.
+    #[serde(default)]
+    pub interval_auto: bool,
     /// When the next is due.
     pub next_due: Option<jiff::Timestamp>,
     /// Whether a checkpoint is being taken now.

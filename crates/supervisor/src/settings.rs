@@ -1,7 +1,8 @@
 //! How a job is to be run.
 
-use crate::{Interval, JobName, Membership, Naming};
-use stasis_image::Compression;
+use crate::schedule::{Cadence, Economy};
+use crate::{JobName, Membership, Naming};
+use stasis_image::{Compression, Keys, Secret};
 use std::ffi::OsString;
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -44,8 +45,10 @@ pub struct Settings {
     pub directory: PathBuf,
     /// The command and its arguments, for people to read.
     pub command: Vec<String>,
-    /// Time from the end of one checkpoint to the next; none for checkpoints on request only.
-    pub interval: Option<Interval>,
+    /// How long from the end of one checkpoint to the next; none for checkpoints on request only.
+    pub interval: Option<Cadence>,
+    /// What decides how often checkpoints pay, when that is asked for.
+    pub economy: Economy,
     /// How they are called.
     pub naming: Naming,
     /// The number of the image that the job comes from; 0 without one.
@@ -60,6 +63,16 @@ pub struct Settings {
     pub compression: Compression,
     /// Threads that write; 0 is one for each processor.
     pub threads: usize,
+    /// Whether the program stands still while it is written.
+    pub pause: bool,
+    /// The nice value of what writes checkpoints while the program runs.
+    pub nice: u8,
+    /// Whether what the checkpoint before holds already is not stored again.
+    pub incremental: bool,
+    /// What images are encrypted with.
+    pub secret: Option<Secret>,
+    /// What encrypted images are read with.
+    pub keys: Arc<Keys>,
     /// Contents of a file open for writing are stored up to this many bytes.
     pub file_limit: u64,
     /// Whether the job is over when its first process is.

@@ -244,6 +244,7 @@ fn is_damage(error: &EngineError) -> bool {
                 | ImageError::Truncated { .. }
                 | ImageError::Unfinished { .. }
                 | ImageError::NotAnImage { .. }
+                | ImageError::MissingBase { .. }
         )
     )
 }

@@ -16,6 +16,7 @@ pub mod pidfd;
 pub mod process;
 pub mod procfs;
 pub mod pty;
+pub mod quota;
 pub mod signal;
 pub mod socket;
 pub mod socket_option;

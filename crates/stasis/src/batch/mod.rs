@@ -7,7 +7,7 @@ pub mod journal;
 mod record;
 mod slurm;
 
-use crate::cli::JobOptions;
+use crate::cli::{JobOptions, Often};
 use crate::commands::{Failure, hold};
 use crate::output;
 use clap::{Args, ValueEnum};
@@ -131,7 +131,8 @@ impl Batch {
             }
         }
         job.checkpoint_signal = job.checkpoint_signal.or(contract.checkpoint);
-        job.interval = job.interval.or(Interval::from_seconds(INTERVAL_SECONDS));
+        let usual = Interval::from_seconds(INTERVAL_SECONDS).map(Often::Every);
+        job.interval = job.interval.or(usual);
         job.stop_code = job.stop_code.or(Some(contract.stop_code));
         job.remove_after_success = !options.keep_after_success;
         job.directory = Some(directory.clone());
@@ -152,12 +153,13 @@ impl Batch {
     }
 
     /// What the log begins with.
-    pub fn opening(&self, interval: Option<Interval>) -> String {
-        let interval = interval.map_or_else(String::new, |interval| {
-            format!(
-                "; a checkpoint every {interval}, in {}",
-                self.directory.display()
-            )
+    pub fn opening(&self, interval: Option<Often>) -> String {
+        let interval = interval.map_or_else(String::new, |often| {
+            let often = match often {
+                Often::Every(interval) => format!("every {interval}"),
+                Often::Auto => "as often as pays".to_owned(),
+            };
+            format!("; a checkpoint {often}, in {}", self.directory.display())
         });
         let who = self
             .slurm

@@ -2,12 +2,14 @@
 
 use super::{Failure, Result};
 use crate::batch::journal::Journal;
-use crate::cli::JobOptions;
+use crate::cli::{JobOptions, Often};
 use crate::exit;
 use crate::output::{self, ProgressLine};
 use rustix::process::Signal;
+use stasis_image::Secret;
 use stasis_supervisor::front::{self, End, Screen};
 use stasis_supervisor::line::{Told, Why};
+use stasis_supervisor::schedule::{Cadence, Economy};
 use stasis_supervisor::{
     Deadline, Error, JobName, NameLock, Naming, Settings, Shield, Start, finished,
 };
@@ -128,12 +130,34 @@ impl JobOptions {
     }
 
     /// Everything together.
-    pub fn settings(&self, name: JobName, directory: PathBuf, command: Vec<String>) -> Settings {
-        Settings {
+    pub fn settings(
+        &self,
+        name: JobName,
+        directory: PathBuf,
+        command: Vec<String>,
+    ) -> std::result::Result<Settings, Failure> {
+        let secret = match &self.keys.passphrase_file {
+            Some(file) => Some(Secret::for_passphrase_file(file).map_err(Failure::own)?),
+            None if self.encrypt_to.is_empty() => None,
+            None => Some(Secret::for_recipients(&self.encrypt_to).map_err(Failure::own)?),
+        };
+        let keys = self.keys.keys().map_err(Failure::own)?;
+        if let Some(secret) = &secret {
+            keys.add_secret(secret);
+        }
+        let economy = Economy {
+            mtbf: self.mtbf.duration(),
+            max_overhead: self.max_overhead,
+        };
+        Ok(Settings {
             name,
             directory,
             command,
-            interval: self.interval,
+            interval: self.interval.map(|often| match often {
+                Often::Every(interval) => Cadence::Every(interval),
+                Often::Auto => Cadence::Auto(economy),
+            }),
+            economy,
             naming: Naming::Numbered,
             sequence: 0,
             membership: None,
@@ -154,7 +178,12 @@ impl JobOptions {
                 .or_else(|| self.fixed_deadline()),
             tell_checkpoints: self.log,
             show_progress: self.progress,
-        }
+            pause: self.pause,
+            nice: self.nice,
+            incremental: self.incremental,
+            secret,
+            keys: Arc::new(keys),
+        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! `stasis inspect`: what an image holds.
 
 use super::{Failure, Result};
+use crate::cli::KeyOptions;
 use crate::output::{self, Bytes};
 use clap::Args;
 use jiff::Timestamp;
@@ -20,6 +21,8 @@ pub struct Arguments {
     /// Show every thread, descriptor and memory area
     #[arg(short, long, alias = "areas")]
     pub verbose: bool,
+    #[command(flatten)]
+    pub keys: KeyOptions,
     /// As JSON (always with everything)
     #[arg(long, conflicts_with = "verbose")]
     pub json: bool,
@@ -38,6 +41,9 @@ struct Summary {
     image_bytes: u64,
     contents_bytes: u64,
     stored_bytes: u64,
+    /// Older files that it takes contents from.
+    bases: Vec<PathBuf>,
+    encrypted: bool,
     root: i32,
     terminal: bool,
     /// Processes of the tree that were waiting for this checkpoint.
@@ -111,7 +117,9 @@ pub fn run(arguments: &Arguments) -> Result {
         code: crate::exit::FAILED,
         message: error,
     };
-    let image = Image::open(&arguments.image).map_err(|error| failure(error.to_string()))?;
+    let keys = arguments.keys.keys()?;
+    let image =
+        Image::open_with(&arguments.image, &keys).map_err(|error| failure(error.to_string()))?;
     let tree = Tree::of(&image).map_err(|error| failure(error.to_string()))?;
     let summary = summary(&arguments.image, &image, &tree);
     if arguments.json {
@@ -139,6 +147,8 @@ fn summary(path: &Path, image: &Image, tree: &Tree) -> Summary {
         image_bytes: header.file_len,
         contents_bytes: header.logical_len,
         stored_bytes: header.stored_len,
+        bases: image.base_paths().map(Path::to_owned).collect(),
+        encrypted: header.encrypted,
         root: tree.root.0,
         terminal: tree.terminal,
         requesters: tree.requesters.iter().map(|pid| pid.0).collect(),
@@ -287,7 +297,11 @@ fn show(summary: &Summary, verbose: bool) -> std::io::Result<()> {
         "  size      {}; {} of contents{} (format {})",
         Bytes(summary.image_bytes),
         Bytes(summary.contents_bytes),
-        ratio(summary.contents_bytes, summary.stored_bytes),
+        ratio(
+            summary.contents_bytes,
+            summary.stored_bytes,
+            summary.bases.len()
+        ),
         summary.format_version
     ))?;
     for process in &summary.processes {
@@ -348,8 +362,13 @@ fn show(summary: &Summary, verbose: bool) -> std::io::Result<()> {
     Ok(())
 }
 
-/// How much smaller contents were made, where they were.
-fn ratio(contents: u64, stored: u64) -> String {
+/// How much smaller contents were made, where they were; or where else they are.
+fn ratio(contents: u64, stored: u64, bases: usize) -> String {
+    match bases {
+        0 => {}
+        1 => return ", the rest of it in 1 older file".into(),
+        n => return format!(", the rest of it in {n} older files"),
+    }
     if stored == 0 || stored >= contents {
         return String::new();
     }

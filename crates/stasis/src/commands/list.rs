@@ -6,7 +6,7 @@ use clap::Args;
 use jiff::Timestamp;
 use serde::Serialize;
 use stasis_engine::model::Tree;
-use stasis_image::{Found, Image, State, scan};
+use stasis_image::{Found, FoundBase, Image, ImageError, State, scan, scan_bases};
 use stasis_supervisor::{JobName, finished};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -33,14 +33,17 @@ struct Entry {
     path: PathBuf,
     job: String,
     sequence: u64,
-    /// `complete`, `partial` or `damaged`.
+    /// `complete`, `partial`, `damaged` or `missing base`.
     state: &'static str,
-    /// Why it is damaged.
+    /// Why it is damaged, or what it lacks.
     reason: Option<String>,
     /// When it was begun; when it was last written where that cannot be read.
     time: Option<Timestamp>,
     image_bytes: u64,
     contents_bytes: Option<u64>,
+    /// Older files that it takes contents from.
+    bases: Option<u64>,
+    encrypted: bool,
     /// Living processes in it.
     processes: Option<usize>,
     /// The complete one with the highest number of its job: what `restart DIR` begins with.
@@ -75,47 +78,78 @@ pub fn run(arguments: &Arguments) -> Result {
         output::message(&format!("{} holds no checkpoint", directory.display()));
     } else {
         output::result(table(&entries))?;
+        tell_bases(&scan_bases(
+            &directory,
+            arguments.name.as_ref().map(JobName::as_str),
+        )?)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Older files that are no checkpoints any more, but take room.
+fn tell_bases(bases: &[FoundBase]) -> std::io::Result<()> {
+    let bytes = Bytes(bases.iter().map(|base| base.len).sum());
+    match bases.len() {
+        0 => Ok(()),
+        1 => output::result(format_args!(
+            "1 older file holds contents of these: {bytes}"
+        )),
+        n => output::result(format_args!(
+            "{n} older files hold contents of these: {bytes}"
+        )),
+    }
 }
 
 fn entry(found: Found, directory: &Path) -> Entry {
     // A marker that cannot be read is told by whoever needs it.
     let last = finished::last_finished(directory, &found.job).unwrap_or(0);
-    let (state, reason, created, contents_bytes, processes) = match found.state {
-        State::Complete(header) => match described(&found.path) {
-            Ok(processes) => (
-                "complete",
-                None,
-                header.created,
-                Some(header.logical_len),
-                Some(processes),
-            ),
-            Err(reason) => ("damaged", Some(reason), header.created, None, None),
-        },
-        State::Partial => ("partial", None, found.modified, None, None),
-        State::Damaged(reason) => ("damaged", Some(reason), found.modified, None, None),
-    };
-    Entry {
+    let mut entry = Entry {
         finished: found.sequence <= last,
         path: found.path,
         job: found.job,
         sequence: found.sequence,
-        state,
-        reason,
-        time: Timestamp::try_from(created).ok(),
+        state: "complete",
+        reason: None,
+        time: None,
         image_bytes: found.len,
-        contents_bytes,
-        processes,
+        contents_bytes: None,
+        bases: None,
+        encrypted: false,
+        processes: None,
         newest: false,
+    };
+    let mut time = found.modified;
+    match found.state {
+        State::Partial => entry.state = "partial",
+        State::Damaged(reason) => (entry.state, entry.reason) = ("damaged", Some(reason)),
+        State::MissingBase(reason) => {
+            (entry.state, entry.reason) = ("missing base", Some(reason));
+        }
+        State::Complete(header) => {
+            time = header.created;
+            entry.encrypted = header.encrypted;
+            match described(&entry.path) {
+                Ok(processes) => {
+                    entry.contents_bytes = Some(header.logical_len);
+                    entry.bases = Some(header.bases);
+                    entry.processes = processes;
+                }
+                Err(reason) => (entry.state, entry.reason) = ("damaged", Some(reason)),
+            }
+        }
     }
+    entry.time = Timestamp::try_from(time).ok();
+    entry
 }
 
-/// The number of living processes, where the description of the tree is whole.
-fn described(path: &Path) -> std::result::Result<usize, String> {
-    let image = Image::open(path).map_err(|error| error.to_string())?;
+/// The number of living processes, where the description of the tree is whole; none where it is encrypted.
+fn described(path: &Path) -> std::result::Result<Option<usize>, String> {
+    let image = match Image::open(path) {
+        Err(ImageError::Locked { .. }) => return Ok(None),
+        opened => opened.map_err(|error| error.to_string())?,
+    };
     let tree = Tree::of(&image).map_err(|error| error.to_string())?;
-    Ok(tree.processes.len())
+    Ok(Some(tree.processes.len()))
 }
 
 /// Marks the last complete entry of each job; entries of a job are together, by number.
@@ -144,10 +178,11 @@ fn table(entries: &[Entry]) -> Table {
     );
     for entry in entries {
         let newest = if entry.newest { ", newest" } else { "" };
+        let encrypted = if entry.encrypted { ", encrypted" } else { "" };
         let state = match (&entry.reason, entry.finished) {
             (Some(reason), _) => format!("{}: {reason}", entry.state),
-            (None, true) => format!("{}{newest}, of a finished run", entry.state),
-            (None, false) => format!("{}{newest}", entry.state),
+            (None, true) => format!("{}{newest}{encrypted}, of a finished run", entry.state),
+            (None, false) => format!("{}{newest}{encrypted}", entry.state),
         };
         table.row(vec![
             entry.job.clone(),

@@ -4,12 +4,14 @@ pub mod check;
 pub mod checkpoint;
 pub mod completions;
 pub mod demo;
+pub mod export;
 pub mod hold;
 pub mod inspect;
 pub mod interval;
 pub mod kill;
 pub mod list;
 pub mod man;
+pub mod prune;
 pub mod ps;
 pub mod rehearse;
 pub mod restart;
@@ -62,6 +64,8 @@ pub fn dispatch(command: Command) -> ExitCode {
         Command::List(arguments) => list::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
+        Command::Prune(arguments) => prune::run(&arguments),
+        Command::Export(arguments) => export::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Rehearse(arguments) => rehearse::run(&arguments),

@@ -11,7 +11,7 @@ use stasis_engine::descriptors::external::Rule;
 use stasis_engine::model::Tree;
 use stasis_engine::progress::Silent;
 use stasis_engine::restart::{self, ChangedFiles, Options, Strategy};
-use stasis_image::{Image, parse_image_name};
+use stasis_image::{Image, Keys, parse_image_name};
 use stasis_supervisor::choice::{self, Choice};
 use stasis_supervisor::{JobName, Settings, Start};
 use std::path::{Path, PathBuf};
@@ -140,11 +140,13 @@ pub fn run(arguments: Arguments) -> Result {
         )));
     };
     if dry_run {
-        return plan(first, &how.options(job.threads), json);
+        let keys = job.keys.keys().map_err(Failure::own)?;
+        return plan(first, &how.options(job.threads), json, &keys);
     }
     if !path.is_dir() {
         // What is no image is refused before a name is taken for it.
-        Image::open(first).map_err(Failure::own)?;
+        let keys = job.keys.keys().map_err(Failure::own)?;
+        Image::open_with(first, &keys).map_err(Failure::own)?;
     }
     let wanted = match &job.name {
         Some(name) => name.clone(),
@@ -153,7 +155,7 @@ pub fn run(arguments: Arguments) -> Result {
     let beside = first.parent().unwrap_or(Path::new("."));
     let directory = job.directory(beside)?;
     let (lock, name) = hold::claim(&directory, &wanted, job.name.is_some())?;
-    let settings = job.settings(name, directory, vec![first_name.clone()]);
+    let settings = job.settings(name, directory, vec![first_name.clone()])?;
     let mut log = job.log(&settings.directory, &settings.name, String::new());
     let held = first_usable(
         Choice {
@@ -211,7 +213,7 @@ pub fn first_usable(
         if let Some(reason) = last.take() {
             output::message(&format!("{reason}; trying the one before"));
         }
-        let image = match Image::open(&path) {
+        let image = match Image::open_with(&path, &settings.keys) {
             Ok(image) => Box::new(image),
             Err(error) if several => {
                 last = Some(error.to_string());
@@ -224,7 +226,10 @@ pub fn first_usable(
             mark(&image);
         }
         let command = Tree::of(&image).map_err(Failure::own)?.info.command;
+        let secret = settings.secret.clone();
         let settings = Settings {
+            // What was a secret before is one still.
+            secret: secret.or_else(|| image.secret().cloned()),
             command,
             ..settings.clone()
         };
@@ -248,8 +253,8 @@ struct Planned<'a> {
     plan: &'a restart::Plan,
 }
 
-fn plan(path: &Path, options: &Options, json: bool) -> Result {
-    let image = Image::open(path).map_err(Failure::own)?;
+fn plan(path: &Path, options: &Options, json: bool, keys: &Keys) -> Result {
+    let image = Image::open_with(path, keys).map_err(Failure::own)?;
     let plan = restart::plan(&image, options, &Silent).map_err(Failure::own)?;
     if json {
         output::json(&Planned {

@@ -67,7 +67,7 @@ pub fn run(arguments: Arguments) -> Result {
         .as_ref()
         .map(|of_batch| of_batch.opening(job.interval));
     let mut log = job.log(&directory, &name, opening.unwrap_or_default());
-    let settings = job.settings(name, directory, words);
+    let settings = job.settings(name, directory, words)?;
     let ending = job.ending();
     let held = match resume {
         true => resumed(&settings, &restart, command, ending, &mut log),

@@ -1,11 +1,12 @@
 //! `stasis verify`: checks an image without restarting it.
 
 use super::Result;
+use crate::cli::KeyOptions;
 use crate::output::{self, Bytes, ProgressLine};
 use clap::Args;
 use serde::Serialize;
 use stasis_engine::model::Tree;
-use stasis_image::Image;
+use stasis_image::{Image, Keys};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -19,6 +20,8 @@ pub struct Arguments {
     /// Threads that read; 0 is one for each processor
     #[arg(long, value_name = "N", default_value = "0")]
     pub threads: usize,
+    #[command(flatten)]
+    pub keys: KeyOptions,
     /// As JSON
     #[arg(long)]
     pub json: bool,
@@ -33,21 +36,29 @@ struct Verdict<'a> {
     damage: Vec<String>,
     contents_bytes: Option<u64>,
     image_bytes: Option<u64>,
+    /// Older files that it takes contents from, which were checked with it.
+    bases: Option<u64>,
 }
 
 pub fn run(arguments: &Arguments) -> Result {
+    let keys = arguments.keys.keys()?;
     let verdicts: Vec<Verdict> = arguments
         .images
         .iter()
-        .map(|path| verify(path, arguments.threads))
+        .map(|path| verify(path, arguments.threads, &keys))
         .collect();
     if arguments.json {
         output::json(&verdicts)?;
     } else {
         for verdict in &verdicts {
             if let (true, Some(bytes)) = (verdict.valid, verdict.contents_bytes) {
+                let bases = match verdict.bases {
+                    None | Some(0) => String::new(),
+                    Some(1) => ", some in an older file".into(),
+                    Some(bases) => format!(", some in {bases} older files"),
+                };
                 output::result(format_args!(
-                    "{}: valid, {} of contents",
+                    "{}: valid, {} of contents{bases}",
                     verdict.path.display(),
                     Bytes(bytes)
                 ))?;
@@ -61,7 +72,7 @@ pub fn run(arguments: &Arguments) -> Result {
     Ok(ExitCode::from(if valid { 0 } else { crate::exit::FAILED }))
 }
 
-fn verify(path: &Path, threads: usize) -> Verdict<'_> {
+fn verify<'a>(path: &'a Path, threads: usize, keys: &Keys) -> Verdict<'a> {
     let line = Mutex::new(ProgressLine::new());
     let show = |done, total| {
         if let Ok(mut line) = line.lock() {
@@ -74,8 +85,9 @@ fn verify(path: &Path, threads: usize) -> Verdict<'_> {
         damage: Vec::new(),
         contents_bytes: None,
         image_bytes: None,
+        bases: None,
     };
-    match Image::open(path) {
+    match Image::open_with(path, keys) {
         Ok(image) => {
             let total = image.header().logical_len;
             let damages = image.damages(threads, &|done| show(done, total));
@@ -84,6 +96,7 @@ fn verify(path: &Path, threads: usize) -> Verdict<'_> {
                 .chain(described)
                 .collect();
             verdict.contents_bytes = Some(total);
+            verdict.bases = Some(image.bases().len() as u64);
             verdict.image_bytes = Some(image.header().file_len);
         }
         Err(error) => verdict.damage.push(error.to_string()),

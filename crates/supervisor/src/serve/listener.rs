@@ -5,6 +5,7 @@ use super::state::Shared;
 use super::worker::{Outcome, Request, Waiter};
 use crate::error::Context;
 use crate::protocol::{self, Answer, AnswerKind, RequestKind, VERSION, read_line, write_line};
+use crate::schedule::Cadence;
 use crate::{Error, Interval};
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use rustix::fs::Mode;
@@ -173,9 +174,16 @@ impl Conversation<'_> {
                 let status = self.shared.status(self.peer.pid);
                 self.say(AnswerKind::Status(Box::new(status)))
             }
-            RequestKind::Interval { seconds: Some(0) } => self.refuse("the interval is zero".into()),
-            RequestKind::Interval { seconds } => {
-                self.give(Task::Interval(seconds.and_then(Interval::from_seconds)))
+            RequestKind::Interval { auto: true, .. } => {
+                let economy = self.shared.settings.economy;
+                self.give(Task::Interval(Some(Cadence::Auto(economy))))
+            }
+            RequestKind::Interval {
+                seconds: Some(0), ..
+            } => self.refuse("the interval is zero".into()),
+            RequestKind::Interval { seconds, .. } => {
+                let interval = seconds.and_then(Interval::from_seconds);
+                self.give(Task::Interval(interval.map(Cadence::Every)))
             }
             RequestKind::Kill => {
                 self.shared.kill();

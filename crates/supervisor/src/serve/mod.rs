@@ -13,7 +13,8 @@ mod worker;
 
 use crate::error::Context;
 use crate::line::{self, ToFront, ToSupervisor};
-use crate::{Error, Interval, Settings, runtime_dir};
+use crate::schedule::Cadence;
+use crate::{Error, Settings, runtime_dir};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 pub(crate) use listener::Socket;
 use rustix::process::Signal;
@@ -37,7 +38,7 @@ enum Task {
     /// Somebody wants a checkpoint.
     Checkpoint(Request),
     /// Another interval from now on.
-    Interval(Option<Interval>),
+    Interval(Option<Cadence>),
     /// Another deadline from now on.
     Deadline(Option<SystemTime>),
     /// A shielded process has stopped for the supervisor to look at it.

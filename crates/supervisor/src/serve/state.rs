@@ -38,6 +38,7 @@ pub(super) struct Shared {
 #[derive(Default)]
 pub(super) struct Changing {
     pub interval_seconds: Option<u64>,
+    pub interval_auto: bool,
     pub next_due: Option<jiff::Timestamp>,
     pub checkpointing: bool,
     pub last: Option<Saved>,
@@ -107,6 +108,16 @@ impl Shared {
         }
     }
 
+    /// The image that the job was restarted from, where it is one of those that it will itself make: of its name, in its
+    /// directory.
+    pub(super) fn own_image(&self) -> Option<&Path> {
+        let from = self.restarted_from.as_deref()?;
+        let (name, _) = stasis_image::parse_image_name(from.file_name()?)?;
+        let own = name == self.settings.name.as_str()
+            && from.parent() == Some(self.settings.directory.as_path());
+        own.then_some(from)
+    }
+
     /// The changing part. A thread that panicked while it held the lock has left plain values, which are still good.
     pub(super) fn lock(&self) -> MutexGuard<'_, Changing> {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
@@ -154,6 +165,7 @@ impl Shared {
             started_at: self.started_at,
             restarted_from: self.restarted_from.clone(),
             interval_seconds: now.interval_seconds,
+            interval_auto: now.interval_auto,
             next_due: now.next_due,
             checkpointing: now.checkpointing,
             last: now.last.clone(),

@@ -7,6 +7,7 @@ use super::state::Shared;
 use super::{Inbox, Task};
 use crate::line::{self, Brief, ToFront, Told, Why, fitting};
 use crate::protocol::Saved;
+use crate::schedule::{Cadence, Costs};
 use crate::{Interval, retention};
 use crossbeam_channel::{RecvTimeoutError, Sender};
 use rustix::process::Signal;
@@ -16,8 +17,10 @@ use stasis_engine::checkpoint::{self, Computation, JobInfo, Options, Report};
 use stasis_engine::progress::{Progress, Step};
 use stasis_engine::shield::Shield;
 use stasis_engine::{EngineError, Job};
+use stasis_image::{Image, ImageError};
 use stasis_sys::{Pid, signal};
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -76,7 +79,9 @@ pub(super) struct Worker {
     shared: Arc<Shared>,
     front: Arc<OwnedFd>,
     inbox: Inbox,
-    interval: Option<Interval>,
+    interval: Option<Cadence>,
+    /// Of the last checkpoints.
+    costs: Costs,
     /// When the last attempt ended.
     last_end: Instant,
     deadline: Plan,
@@ -84,6 +89,8 @@ pub(super) struct Worker {
     shield: Option<(Shield, Pending)>,
     /// What was to be said of the shield was said.
     told_of_shield: bool,
+    /// The newest image of this job that is known to be good to build upon.
+    newest: Option<PathBuf>,
     /// The coordinator, while there is one.
     voice: Option<Voice>,
     /// How many jobs belong to the computation.
@@ -107,6 +114,7 @@ impl Worker {
         voice: Option<Voice>,
     ) -> Worker {
         let interval = shared.settings.interval;
+        let newest = shared.own_image().map(Path::to_owned);
         let deadline = shared.settings.deadline.as_ref();
         let deadline = Plan::new(
             deadline.and_then(|deadline| deadline.margin),
@@ -118,10 +126,12 @@ impl Worker {
             front,
             inbox,
             interval,
+            costs: Costs::default(),
             last_end: Instant::now(),
             deadline,
             shield: None,
             told_of_shield: false,
+            newest,
             voice,
             members: 1,
             pending: Vec::new(),
@@ -203,7 +213,7 @@ impl Worker {
             // The coordinator keeps the time for all members.
             let own = self.interval.filter(|_| self.voice.is_none());
             let by_interval =
-                own.and_then(|interval| self.last_end.checked_add(interval.duration()));
+                own.and_then(|cadence| self.last_end.checked_add(cadence.wait(&self.costs)));
             let by_deadline = self.deadline.due(|| self.shared.memory());
             let due = match (by_interval, by_deadline) {
                 (Some(one), Some(other)) => Some(one.min(other)),
@@ -272,6 +282,11 @@ impl Worker {
         Next::Checkpoint(requests)
     }
 
+    /// How long after a checkpoint the next one is due.
+    fn wait(&self) -> Option<Duration> {
+        self.interval.map(|cadence| cadence.wait(&self.costs))
+    }
+
     /// Asks the coordinator for a checkpoint of all members; gives the request back where there is none.
     fn ask_for_all(&mut self, request: Request) -> Option<Request> {
         let Some(voice) = &self.voice else {
@@ -283,10 +298,10 @@ impl Worker {
         None
     }
 
-    fn set_interval(&mut self, interval: Option<Interval>) {
+    fn set_interval(&mut self, interval: Option<Cadence>) {
         self.interval = interval;
         if let Some(voice) = &self.voice {
-            let seconds = interval.map(|interval| interval.duration().as_secs());
+            let seconds = self.wait().map(|wait| wait.as_secs());
             let _ = voice.say(&FromMember::Interval { seconds });
         }
     }
@@ -294,7 +309,9 @@ impl Worker {
     /// Takes note of what has changed in the computation. Gives requests that this job has to deal with alone.
     fn learn(&mut self, news: News) -> Option<Vec<Request>> {
         match news {
-            News::Interval(seconds) => self.interval = Interval::from_seconds(seconds),
+            News::Interval(seconds) => {
+                self.interval = Interval::from_seconds(seconds).map(Cadence::Every);
+            }
             News::Members(count) => self.members = count,
             News::Found(voice) => self.voice = Some(voice),
             // One whose coordinator has gone already.
@@ -371,7 +388,8 @@ impl Worker {
     fn announce(&self, due: Option<Instant>) {
         let left = due.map(|due| due.saturating_duration_since(Instant::now()));
         let mut now = self.shared.lock();
-        now.interval_seconds = self.interval.map(|interval| interval.duration().as_secs());
+        now.interval_seconds = self.wait().map(|wait| wait.as_secs());
+        now.interval_auto = matches!(self.interval, Some(Cadence::Auto(_)));
         now.next_due = left.and_then(|left| jiff::Timestamp::now().checked_add(left).ok());
     }
 
@@ -435,7 +453,7 @@ impl Worker {
         ToFront::Checkpoint(Told {
             why,
             outcome,
-            next_seconds: self.interval.map(|interval| interval.duration().as_secs()),
+            next_seconds: self.wait().map(|wait| wait.as_secs()),
             stop,
         })
     }
@@ -475,8 +493,15 @@ impl Worker {
                 {
                     self.shared.wait_for_another(seen);
                 }
+                // What this one was to be built upon is of no use: it is written in full.
+                Err(EngineError::Image(error)) if self.newest.is_some() && is_of_older(&error) => {
+                    tracing::warn!(%error, "the older image cannot be built upon");
+                    self.newest = None;
+                }
                 Err(error) => return Err(error.to_string()),
                 Ok((report, taken_at)) => {
+                    self.costs.note(report.total);
+                    self.newest = Some(report.path.clone());
                     self.prune();
                     return Ok(saved(report, taken_at));
                 }
@@ -520,6 +545,10 @@ impl Worker {
             here: self.shield.is_some(),
             replace: next.replace,
             barrier: round.map(|round| Arc::clone(&round.gate) as Arc<_>),
+            twins: !settings.pause,
+            nice: settings.nice,
+            older: self.older().filter(|_| !next.replace),
+            secret: settings.secret.clone(),
             info: JobInfo {
                 name: settings.name.to_string(),
                 sequence,
@@ -543,16 +572,33 @@ impl Worker {
         Ok((report, taken_at))
     }
 
+    /// The image that the next one is built upon.
+    fn older(&self) -> Option<Arc<Image>> {
+        let settings = &self.shared.settings;
+        let path = self.newest.as_ref().filter(|_| settings.incremental)?;
+        match Image::open_with(path, &settings.keys) {
+            Ok(image) => Some(Arc::new(image)),
+            Err(error) => {
+                tracing::warn!(%error, "the older image cannot be built upon");
+                None
+            }
+        }
+    }
+
     fn prune(&self) {
         let settings = &self.shared.settings;
         if !settings.naming.prunes() {
             return;
         }
-        if let Err(error) = retention::prune(&settings.directory, &settings.name, settings.keep) {
-            self.tell(
-                &ToFront::Note(fitting(format!("old checkpoints stay: {error}"))),
-                false,
-            );
+        let pruned = retention::plan(&settings.directory, Some(&settings.name), settings.keep)
+            .map(|plan| plan.execute());
+        let stay = match pruned {
+            Ok(stay) => stay.first().map(ToString::to_string),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(reason) = stay {
+            let text = format!("old checkpoints stay: {reason}");
+            self.tell(&ToFront::Note(fitting(text)), false);
         }
     }
 
@@ -583,7 +629,8 @@ impl Worker {
                 Err(_) if self.shared.settings.tell_checkpoints => {}
                 Err(reason) => {
                     let again = self
-                        .interval
+                        .wait()
+                        .and_then(|wait| Interval::from_seconds(wait.as_secs()))
                         .map(|interval| format!(", next try in {interval}"))
                         .unwrap_or_default();
                     self.tell_note(format!(
@@ -616,6 +663,14 @@ fn why(requests: &[Request]) -> Why {
     ending.or_else(any).unwrap_or(Why::Interval)
 }
 
+/// Whether an older image is at fault: it was read, and not as it was written.
+fn is_of_older(error: &ImageError) -> bool {
+    matches!(
+        error,
+        ImageError::Damaged { .. } | ImageError::Truncated { .. } | ImageError::Read { .. }
+    )
+}
+
 fn saved(report: Report, taken_at: jiff::Timestamp) -> Saved {
     let milliseconds = |duration: Duration| duration.as_secs_f64() * 1000.0;
     Saved {
@@ -628,6 +683,7 @@ fn saved(report: Report, taken_at: jiff::Timestamp) -> Saved {
         threads: report.threads,
         captured_bytes: report.captured,
         image_bytes: report.written,
+        bases: report.bases,
         notes: report.notes,
     }
 }
