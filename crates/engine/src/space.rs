@@ -100,13 +100,17 @@ pub(crate) fn check(
         "no space left in {} for this checkpoint: about {} are needed, and {} are {words}; free some space, choose another \
          directory (-d), or keep fewer checkpoints (--keep) (older images are untouched)",
         directory.display(),
-        mebibytes(needed),
-        mebibytes(free),
+        words_for(needed),
+        words_for(free),
     )))
 }
 
-fn mebibytes(bytes: u64) -> String {
-    format!("{} MiB", bytes.div_ceil(1 << 20))
+fn words_for(bytes: u64) -> String {
+    const MIB: u64 = 1 << 20;
+    match bytes {
+        0..MIB => format!("{} KiB", bytes.div_ceil(1 << 10)),
+        _ => format!("{} MiB", bytes.div_ceil(MIB)),
+    }
 }
 
 /// What the private memory will take in the image, from a sample of it.
