@@ -52,8 +52,19 @@ fn newest_source(dir: &Path) -> Option<SystemTime> {
     newest
 }
 
-/// The `stasis` command, beside which the `dmtcp_*` commands are, built if what lies in the target directory is missing or older than its sources; at a path that
-/// every user can execute.
+/// The commands that take DMTCP's place.
+const DMTCP: [&str; 7] = [
+    "dmtcp_checkpoint",
+    "dmtcp_command",
+    "dmtcp_coordinator",
+    "dmtcp_launch",
+    "dmtcp_nocheckpoint",
+    "dmtcp_relaunch",
+    "dmtcp_restart",
+];
+
+/// The `stasis` command, beside which the `dmtcp_*` commands are, built if what lies in the target directory is missing or older
+/// than its sources; at a path that every user can execute.
 ///
 /// # Panics
 /// When it does not build.
@@ -67,8 +78,12 @@ pub fn stasis_binary() -> &'static Path {
         let binary = output.join("stasis");
         let sources = newest_source(&workspace().join("crates"))
             .max(modified(&workspace().join("Cargo.lock")));
-        if modified(&binary) <= sources {
+        let others = DMTCP.map(|name| output.join(name));
+        if modified(&binary) <= sources || others.iter().any(|path| !path.exists()) {
             build_stasis(&output);
+        }
+        for path in others {
+            reachable(&path);
         }
         reachable(&binary)
     })
