@@ -1,28 +1,30 @@
 //! The main thread: takes checkpoints when they are due or asked for, one at a time.
 
+mod computation;
+mod outcome;
+
 use super::deadline::Plan;
 use super::group::{News, Round};
 use super::shield::{self, Pending};
 use super::state::Shared;
 use super::{Inbox, Task};
-use crate::line::{self, Brief, ToFront, Told, Why, fitting};
+use crate::line::{ToFront, Why, fitting};
 use crate::protocol::Saved;
+use crate::retention;
 use crate::schedule::{Cadence, Costs};
-use crate::{Interval, retention};
 use crossbeam_channel::{RecvTimeoutError, Sender};
-use rustix::process::Signal;
+use outcome::{Telling, saved};
 use stasis_coordinator::link::Voice;
 use stasis_coordinator::protocol::FromMember;
 use stasis_engine::checkpoint::{self, Computation, JobInfo, Options, Report};
-use stasis_engine::progress::{Progress, Step};
 use stasis_engine::shield::Shield;
 use stasis_engine::{EngineError, Job};
 use stasis_image::{Image, ImageError};
-use stasis_sys::{Pid, signal};
+use stasis_sys::Pid;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -165,7 +167,7 @@ impl Worker {
     fn round(&mut self) -> bool {
         match self.next() {
             Next::Checkpoint(requests) => self.serve(requests),
-            Next::Round(round) => self.serve_round(&round),
+            Next::Round(round) => return self.serve_round(&round),
             Next::Finished => return false,
         }
         true
@@ -269,10 +271,8 @@ impl Worker {
                 Task::Interval(interval) => self.set_interval(interval),
                 Task::Deadline(end) => self.deadline.set(end),
                 Task::Stopped => requests.extend(self.look()),
-                // A coordinator that has just been found: it will be heard before the next checkpoint.
-                Task::Group(news) => {
-                    self.learn(news);
-                }
+                // A coordinator that has just been found will be heard before the next checkpoint.
+                Task::Group(news) => requests.extend(self.learn(news).into_iter().flatten()),
                 Task::Finished => {
                     self.answer_all(requests, &Err(EngineError::Gone.to_string()));
                     return Next::Finished;
@@ -285,104 +285,6 @@ impl Worker {
     /// How long after a checkpoint the next one is due.
     fn wait(&self) -> Option<Duration> {
         self.interval.map(|cadence| cadence.wait(&self.costs))
-    }
-
-    /// Asks the coordinator for a checkpoint of all members; gives the request back where there is none.
-    fn ask_for_all(&mut self, request: Request) -> Option<Request> {
-        let Some(voice) = &self.voice else {
-            return Some(request);
-        };
-        // Where it cannot be told, it is gone: that is going to be heard, and the request then dealt with.
-        let _ = voice.say(&FromMember::Wanted { stop: request.stop });
-        self.pending.push(request);
-        None
-    }
-
-    fn set_interval(&mut self, interval: Option<Cadence>) {
-        self.interval = interval;
-        if let Some(voice) = &self.voice {
-            let seconds = self.wait().map(|wait| wait.as_secs());
-            let _ = voice.say(&FromMember::Interval { seconds });
-        }
-    }
-
-    /// Takes note of what has changed in the computation. Gives requests that this job has to deal with alone.
-    fn learn(&mut self, news: News) -> Option<Vec<Request>> {
-        match news {
-            News::Interval(seconds) => {
-                self.interval = Interval::from_seconds(seconds).map(Cadence::Every);
-            }
-            News::Members(count) => self.members = count,
-            News::Found(voice) => self.voice = Some(voice),
-            // One whose coordinator has gone already.
-            News::Round(_) => {}
-            News::Lost => {
-                self.voice = None;
-                let pending = std::mem::take(&mut self.pending);
-                return (!pending.is_empty()).then_some(pending);
-            }
-        }
-        None
-    }
-
-    /// Takes this job's part in a checkpoint of all members.
-    fn serve_round(&mut self, round: &Round) {
-        while let Ok(task) = self.inbox.try_recv() {
-            match task {
-                Task::Checkpoint(request) => self.pending.extend([request]),
-                Task::Interval(interval) => self.set_interval(interval),
-                Task::Deadline(end) => self.deadline.set(end),
-                Task::Stopped => self.pending.extend(self.look()),
-                Task::Group(News::Round(_)) => return,
-                Task::Group(news) => {
-                    let requests = self.learn(news);
-                    self.pending.extend(requests.into_iter().flatten());
-                }
-                Task::Finished => {
-                    let _ = round.gate.give_up(&EngineError::Gone.to_string(), true);
-                    return;
-                }
-            }
-        }
-        // Who wants more than this round gives waits for the next one.
-        let (later, served) = std::mem::take(&mut self.pending)
-            .into_iter()
-            .partition(|request: &Request| request.stop && !round.stop);
-        self.pending = later;
-        self.shared.bytes.reset();
-        self.shared.lock().checkpointing = true;
-        let seen = self.shared.wait_for_quiet();
-        let result = match round.gate.failure() {
-            Some(failure) => Err(EngineError::Failed(failure.reason)),
-            None => self.attempt(round.stop, Some(round)),
-        };
-        self.last_end = Instant::now();
-        let outcome = match result {
-            Ok((report, taken_at)) => {
-                round.gate.done(&report.path);
-                Ok(saved(report, taken_at))
-            }
-            Err(error) => {
-                let passing = matches!(&error, EngineError::Passing(_));
-                let spoken_to = matches!(&error, EngineError::Refused(refusals)
-                    if self.shared.was_disturbed(seen, refusals));
-                if spoken_to {
-                    self.shared.wait_for_another(seen);
-                }
-                // A program that has ended in the middle leaves the round to the others.
-                let again = passing || spoken_to || self.shared.processes().is_empty();
-                let failure = round.gate.failure();
-                let failure =
-                    failure.unwrap_or_else(|| round.gate.give_up(&error.to_string(), again));
-                if failure.again {
-                    self.pending.extend(served);
-                    self.shared.lock().checkpointing = false;
-                    return;
-                }
-                Err(failure.reason)
-            }
-        };
-        self.conclude(served, round.stop, outcome);
     }
 
     fn announce(&self, due: Option<Instant>) {
@@ -413,73 +315,6 @@ impl Worker {
             Err(_) => self.deadline.failed(),
         }
         self.conclude(requests, stop, outcome);
-    }
-
-    /// Tells everybody who waits what came of a checkpoint.
-    fn conclude(&self, requests: Vec<Request>, stop: bool, outcome: Outcome) {
-        let why = why(&requests);
-        self.note(&outcome);
-        if self.shared.settings.tell_checkpoints {
-            self.tell(&self.told(&outcome, why, stop), true);
-        }
-        match &outcome {
-            Ok(saved) if stop => {
-                let path = saved.path.clone();
-                self.tell(&ToFront::SavedAndStopped { path, why }, true);
-            }
-            Err(_) if stop => self.pass_on(&requests),
-            _ => {}
-        }
-        self.answer_all(requests, &outcome);
-    }
-
-    fn answer_all(&self, requests: Vec<Request>, outcome: &Outcome) {
-        for request in requests {
-            self.answer(request.waiter, outcome);
-        }
-    }
-
-    fn told(&self, outcome: &Outcome, why: Why, stop: bool) -> ToFront {
-        let outcome = match outcome {
-            Ok(saved) => Ok(Brief {
-                path: saved.path.clone(),
-                sequence: saved.sequence,
-                pause_us: (saved.pause_ms * 1000.0) as u64,
-                total_us: (saved.total_ms * 1000.0) as u64,
-                image_bytes: saved.image_bytes,
-            }),
-            Err(reason) => Err(fitting(reason.clone())),
-        };
-        ToFront::Checkpoint(Told {
-            why,
-            outcome,
-            next_seconds: self.wait().map(|wait| wait.as_secs()),
-            stop,
-        })
-    }
-
-    /// A warning that could not be used is the program's after all: it may have something of its own to do about it.
-    fn pass_on(&self, requests: &[Request]) {
-        for request in requests {
-            if let Waiter::Shield(signal) = request.waiter {
-                for pid in self.shared.processes() {
-                    let _ = signal::send(pid, signal);
-                }
-            }
-        }
-    }
-
-    fn note(&self, outcome: &Outcome) {
-        let mut now = self.shared.lock();
-        now.checkpointing = false;
-        match outcome {
-            Ok(saved) => {
-                now.sequence = saved.sequence;
-                now.last = Some(saved.clone());
-                now.last_error = None;
-            }
-            Err(reason) => now.last_error = Some(reason.clone()),
-        }
     }
 
     /// Takes one. A process of the tree that talks to us at the moment of the freeze would be saved with its
@@ -601,66 +436,6 @@ impl Worker {
             self.tell(&ToFront::Note(fitting(text)), false);
         }
     }
-
-    fn answer(&self, waiter: Waiter, outcome: &Outcome) {
-        match waiter {
-            // A waiter that has left does not want to know.
-            Waiter::Connection(sender) => drop(sender.send(outcome.clone())),
-            Waiter::Process(pid) => {
-                let value = i32::from(outcome.is_err());
-                self.shared.requesters.remove(pid);
-                let _ = signal::send_value(pid, Signal::USR2.as_raw(), value);
-            }
-            Waiter::Front(_) | Waiter::Shield(_) | Waiter::Deadline => match outcome {
-                Ok(saved) => saved
-                    .notes
-                    .iter()
-                    .for_each(|note| self.tell_note(note.clone())),
-                Err(_) if self.shared.settings.tell_checkpoints => {}
-                Err(reason) => {
-                    self.tell_note(format!("checkpoint failed, the program runs on: {reason}"))
-                }
-            },
-            Waiter::Clock => match outcome {
-                Ok(saved) => saved
-                    .notes
-                    .iter()
-                    .for_each(|note| self.tell_note(note.clone())),
-                Err(_) if self.shared.settings.tell_checkpoints => {}
-                Err(reason) => {
-                    let again = self
-                        .wait()
-                        .and_then(|wait| Interval::from_seconds(wait.as_secs()))
-                        .map(|interval| format!(", next try in {interval}"))
-                        .unwrap_or_default();
-                    self.tell_note(format!(
-                        "checkpoint failed, the program runs on{again}: {reason}"
-                    ));
-                }
-            },
-        }
-    }
-
-    fn tell_note(&self, text: String) {
-        self.tell(&ToFront::Note(fitting(text)), false);
-    }
-
-    fn tell(&self, message: &ToFront, wait: bool) {
-        if let Err(error) = line::tell(&*self.front, message, wait) {
-            tracing::debug!(%error, "the front does not listen");
-        }
-    }
-}
-
-/// What a checkpoint that serves several is taken for: what ends the program first.
-fn why(requests: &[Request]) -> Why {
-    let ending = requests
-        .iter()
-        .filter(|request| request.stop)
-        .map(Request::why)
-        .max_by_key(|why| !matches!(why, Why::Request));
-    let any = || requests.first().map(Request::why);
-    ending.or_else(any).unwrap_or(Why::Interval)
 }
 
 /// Whether an older image is at fault: it was read, and not as it was written.
@@ -669,53 +444,4 @@ fn is_of_older(error: &ImageError) -> bool {
         error,
         ImageError::Damaged { .. } | ImageError::Truncated { .. } | ImageError::Read { .. }
     )
-}
-
-fn saved(report: Report, taken_at: jiff::Timestamp) -> Saved {
-    let milliseconds = |duration: Duration| duration.as_secs_f64() * 1000.0;
-    Saved {
-        pause_ms: milliseconds(report.pause),
-        total_ms: milliseconds(report.total),
-        path: report.path,
-        sequence: report.sequence,
-        taken_at,
-        processes: report.processes,
-        threads: report.threads,
-        captured_bytes: report.captured,
-        image_bytes: report.written,
-        bases: report.bases,
-        notes: report.notes,
-    }
-}
-
-/// Passes progress on to whoever shows it.
-struct Telling<'a> {
-    shared: &'a Shared,
-    front: Option<&'a Arc<OwnedFd>>,
-    last: Mutex<Instant>,
-}
-
-impl Progress for Telling<'_> {
-    fn step(&self, step: Step) {
-        tracing::debug!(?step);
-    }
-    fn bytes(&self, done: u64, total: u64) {
-        self.shared.bytes.bytes(done, total);
-        let Some(front) = self.front else {
-            return;
-        };
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.elapsed() >= TELL_EVERY {
-            *last = Instant::now();
-            let message = ToFront::Progress {
-                what: "writing".into(),
-                done,
-                total,
-            };
-            let _ = line::tell(&**front, &message, false);
-        }
-    }
-    fn note(&self, text: &str) {
-        tracing::info!("{text}");
-    }
 }
