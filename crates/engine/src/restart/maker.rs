@@ -10,6 +10,7 @@ use crate::descriptors::{self, RestoreContext, ttys};
 use crate::error::Context;
 use crate::file_policy::{PathMap, ReadyFiles};
 use crate::keeper;
+use crate::model::Tree;
 use crate::store::Loader;
 use rustix::fs::MemfdFlags;
 use stasis_image::Image;
@@ -19,6 +20,9 @@ use stasis_sys::process::{self, Fork};
 use stasis_sys::signal::{self, SignalSet};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+/// The first process of a pid namespace. In a container it may have been what started the job, and led its session and group.
+const INIT: Pid = Pid(1);
 
 /// Makes the keeper and the skeleton: everything that runs in forked copies.
 pub struct Maker<'a> {
@@ -89,7 +93,16 @@ impl Maker<'_> {
         for note in notes {
             self.note(&note);
         }
+        if self.plan.tree.outer_session.0 != 0 {
+            self.fork(None, || self.be_init())?;
+            return Ok(());
+        }
+        // The job saw a session whose leader was outside of its pid namespace, as a container's first process does: the leader is
+        // outside again.
+        self.lead_session()?;
+        self.foreground()?;
         self.fork(None, || self.be_init())?;
+        self.stand_by();
         Ok(())
     }
 
@@ -100,40 +113,21 @@ impl Maker<'_> {
             self.note(&format!("/proc shows the host's process ids ({error}): the program may not find itself there"));
         }
         let tree = &self.plan.tree;
-        let lead_session = || -> Result<(), EngineError> {
-            process::new_session().context(|| "making a session".into())?;
-            if let Some(terminal) = &self.options.terminal {
-                rustix::process::ioctl_tiocsctty(terminal)
-                    .context(|| "taking the terminal".into())?;
+        match tree.outer_session {
+            Pid(0) => self.make_group()?,
+            INIT => {
+                self.lead_session()?;
+                self.make_group()?;
             }
-            let foreground = || -> Result<(), EngineError> {
-                let Some(terminal) = &self.options.terminal else {
-                    return Ok(());
-                };
-                let group = rustix::process::Pid::from_raw(process::group().0);
-                let group = group.ok_or_else(|| EngineError::Failed("no process group".into()))?;
-                rustix::termios::tcsetpgrp(terminal, group)
-                    .context(|| "giving the terminal to the job".into())
-            };
-            let lead_group = || -> Result<(), EngineError> {
-                if process::own_id() == tree.outer_group && tree.outer_group != tree.outer_session {
-                    process::set_group(Pid(0)).context(|| "making a process group".into())?;
-                }
-                foreground()?;
-                self.fork(Some(tree.keeper), || self.make_keeper())?;
-                self.stand_by();
-                Ok(())
-            };
-            if tree.outer_group == tree.outer_session || tree.outer_group.0 == 0 {
-                lead_group()
-            } else {
-                self.fork(Some(tree.outer_group), lead_group)?;
-                self.stand_by();
-                Ok(())
+            session => {
+                self.fork(Some(session), || {
+                    self.lead_session()?;
+                    self.make_group()?;
+                    self.stand_by();
+                    Ok(())
+                })?;
             }
-        };
-        let session = (tree.outer_session.0 != 0).then_some(tree.outer_session);
-        self.fork(session, lead_session)?;
+        }
         // This process lives as long as the job: what it kept open, nobody else would ever see closed.
         keeper::let_go_of_stdio();
         keeper::close_all_but(&[]);
@@ -143,6 +137,59 @@ impl Maker<'_> {
                 process::Waited::Child(..) | process::Waited::Nothing => {}
             }
         }
+    }
+
+    /// Becomes the leader of a new session, which has the job's terminal.
+    fn lead_session(&self) -> Result<(), EngineError> {
+        process::new_session().context(|| "making a session".into())?;
+        if let Some(terminal) = &self.options.terminal {
+            rustix::process::ioctl_tiocsctty(terminal).context(|| "taking the terminal".into())?;
+        }
+        Ok(())
+    }
+
+    /// Puts the calling process's group in the foreground of the job's terminal.
+    fn foreground(&self) -> Result<(), EngineError> {
+        let Some(terminal) = &self.options.terminal else {
+            return Ok(());
+        };
+        let group = rustix::process::Pid::from_raw(process::group().0);
+        let group = group.ok_or_else(|| EngineError::Failed("no process group".into()))?;
+        rustix::termios::tcsetpgrp(terminal, group)
+            .context(|| "giving the terminal to the job".into())
+    }
+
+    /// Makes the keeper in the process group that it had, and in the calling process's session.
+    fn make_group(&self) -> Result<(), EngineError> {
+        let Tree {
+            outer_session,
+            outer_group,
+            keeper,
+            ..
+        } = *self.plan.tree;
+        if outer_group.0 == 0 {
+            // Of a leader outside, which has the foreground already.
+            self.fork(Some(keeper), || self.make_keeper())?;
+        } else if outer_group == outer_session {
+            self.foreground()?;
+            self.fork(Some(keeper), || self.make_keeper())?;
+        } else {
+            let lead = || -> Result<(), EngineError> {
+                process::set_group(Pid(0)).context(|| "making a process group".into())?;
+                self.foreground()?;
+                self.fork(Some(keeper), || self.make_keeper())?;
+                Ok(())
+            };
+            if outer_group == INIT {
+                return lead();
+            }
+            self.fork(Some(outer_group), || {
+                lead()?;
+                self.stand_by();
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 
     /// Waits for the end of all children, holding nothing. The leader of a session takes its terminal with it when it ends; and
