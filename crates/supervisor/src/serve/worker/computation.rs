@@ -67,7 +67,8 @@ impl Worker {
                 Task::Interval(interval) => self.set_interval(interval),
                 Task::Deadline(end) => self.deadline.set(end),
                 Task::Stopped => self.pending.extend(self.look()),
-                Task::Group(News::Round(_)) => return true,
+                // Another attempt: somebody has given this one up already.
+                Task::Group(News::Round(newer)) => return self.serve_round(&newer),
                 Task::Group(news) => {
                     let requests = self.learn(news);
                     self.pending.extend(requests.into_iter().flatten());
