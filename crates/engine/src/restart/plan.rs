@@ -5,6 +5,7 @@ use super::strategy::{self, Strategy};
 use super::{Options, context};
 use crate::descriptors::{self, ptys};
 use crate::file_policy::{self, FilePlan, PathMap, PlanOptions};
+use crate::ipc;
 use crate::job::own_stdio;
 use crate::model::Tree;
 use crate::progress::{Progress, Step};
@@ -65,6 +66,7 @@ pub fn plan(
         refusals.extend(processor::missing(&tree.processor));
     }
     pseudo_terminals(&tree, strategy, &mut refusals);
+    ipc::ids::plan(&tree.ipc, strategy, &mut refusals);
     let stdio = own_stdio();
     let inherited = stasis_sys::descriptor::inherited();
     let identity = |fd: &OwnedFd| file_policy::FileId::of(fd.as_fd());

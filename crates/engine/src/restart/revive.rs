@@ -7,6 +7,7 @@ use crate::calls::Calls;
 use crate::clocks::Passed;
 use crate::descriptors::inherited::{self, Inherited};
 use crate::error::Context;
+use crate::ipc::segments;
 use crate::keeper;
 use crate::memory::restore::{self as areas, Descriptors, Places};
 use crate::memory::{layout, vdso};
@@ -326,6 +327,7 @@ fn prepare<'a>(
         files: numbers.files,
         shared: numbers.shared,
     };
+    segments::attach(&saved.memory.areas, &tree.ipc.segments, &mut calls)?;
     areas::map_areas(&saved.memory, &descriptors, &mut calls)?;
     Ok((
         Reviving {

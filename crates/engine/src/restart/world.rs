@@ -10,12 +10,12 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-/// Enters new user and mount namespaces, with the own ids mapped onto themselves, and makes the pid and time namespaces that the
+/// Enters new user and mount namespaces, an ipc namespace where `ipc` asks for one, with the own ids mapped onto themselves, and makes the pid and time namespaces that the
 /// next child is born into. The time namespace continues the program's clocks.
 ///
 /// # Errors
 /// When the host does not allow it. Without time namespaces (`CONFIG_TIME_NS`) the clocks jump, which `notes` tells.
-pub fn enter(clocks: &Clocks, notes: &mut Vec<String>) -> Result<(), EngineError> {
+pub fn enter(clocks: &Clocks, ipc: bool, notes: &mut Vec<String>) -> Result<(), EngineError> {
     let (uid, gid) = (
         rustix::process::geteuid().as_raw(),
         rustix::process::getegid().as_raw(),
@@ -27,6 +27,9 @@ pub fn enter(clocks: &Clocks, notes: &mut Vec<String>) -> Result<(), EngineError
     write("/proc/self/setgroups", "deny".into())?;
     write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
     write("/proc/self/gid_map", format!("{gid} {gid} 1"))?;
+    if ipc {
+        namespace::unshare(namespace::IPC).context(|| "making an ipc namespace".into())?;
+    }
     namespace::unshare(namespace::PID).context(|| "making a pid namespace".into())?;
     match namespace::unshare(namespace::TIME) {
         Ok(()) => {

@@ -273,6 +273,9 @@ fn of_area(area: &Area, tree: &Tree) -> AreaSummary {
         }
         Backing::Vdso => "[vdso]".into(),
         Backing::Vvar(name) => name.clone(),
+        Backing::Segment { id, offset, .. } => {
+            format!("System V shared memory segment {id} +{offset:#x}")
+        }
     };
     AreaSummary {
         start: area.range.start,

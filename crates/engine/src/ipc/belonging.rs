@@ -1,0 +1,111 @@
+//! Which System V objects are the program's.
+//!
+//! They belong to an ipc namespace, not to a process. In one of the job's own, all are the job's. On the host:
+//!
+//! - certainly, what a process of the job has attached, and what one has made or used last, as far as the kernel tells who that was
+//!   (of a segment: who made it, who attached it last; of a semaphore: who changed it last; of a queue: who sent and received last).
+//!   What was last used before that process was started was used by another one that had its id;
+//! - perhaps, what was made by the same user since the job began, and whose known users have all ended: a member of the job may have made
+//!   it and ended. It is saved, as one too many costs only room, but nothing is refused for its sake.
+//!
+//! Of what others use nothing is saved.
+
+use super::table::{Kind, Object, Row};
+use crate::tree::Stat;
+use rustix::time::{ClockId, clock_gettime};
+use stasis_sys::Pid;
+use std::collections::BTreeSet;
+
+/// The job, as far as it matters here.
+#[derive(Debug)]
+pub struct Job {
+    /// Its processes, ended ones too, and the keeper, by the supervisor's numbers.
+    pub members: BTreeSet<Pid>,
+    /// When it began, in seconds since 1970.
+    pub began: i64,
+    /// The user.
+    pub user: u32,
+    /// The segments that its processes have attached.
+    pub attached: BTreeSet<i32>,
+}
+
+impl Job {
+    /// A job of `members`, of which `keeper` has been there longest.
+    #[must_use]
+    pub fn new(keeper: Pid, members: impl IntoIterator<Item = Pid>) -> Job {
+        Job {
+            members: members.into_iter().chain([keeper]).collect(),
+            began: started(keeper).unwrap_or(i64::MAX),
+            user: rustix::process::geteuid().as_raw(),
+            attached: BTreeSet::new(),
+        }
+    }
+
+    /// The object, if it is the job's.
+    #[must_use]
+    pub fn claim(&self, kind: Kind, row: &Row) -> Option<Object> {
+        let mut object = row.object(kind);
+        let attached = kind == Kind::Segment && self.attached.contains(&object.id);
+        let ours = |user: &Pid| {
+            let since = started(*user);
+            self.members.contains(user) && since.is_none_or(|since| could_have(since, object.used))
+        };
+        object.certain = attached || object.users.iter().any(ours);
+        let same_user = object.uid == self.user && object.maker == self.user;
+        let recent = could_have(self.began, object.changed);
+        let lost = same_user && recent && row.attached() == 0 && is_abandoned(&object);
+        (object.certain || lost).then_some(object)
+    }
+}
+
+/// Whether everybody who is known to have used it has ended.
+#[must_use]
+pub fn is_abandoned(object: &Object) -> bool {
+    let lives = |user: &Pid| {
+        user.0 > 0 && started(*user).is_some_and(|since| could_have(since, object.used))
+    };
+    !object.users.iter().any(lives)
+}
+
+/// Both times are cut to whole seconds, and the clock may have been set a little.
+fn could_have(started: i64, used: i64) -> bool {
+    const INEXACT: i64 = 2;
+    used.saturating_add(INEXACT) >= started
+}
+
+/// When a process was started, in seconds since 1970; `proc_pid_stat(5)`, field 22.
+fn started(pid: Pid) -> Option<i64> {
+    let ticks = Stat::read(pid)?.field(22) / rustix::param::clock_ticks_per_second();
+    let now = clock_gettime(ClockId::Realtime).tv_sec;
+    let up = clock_gettime(ClockId::Boottime).tv_sec;
+    Some(now - up + i64::try_from(ticks).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(user: Pid, used: i64) -> Object {
+        Object {
+            id: 1,
+            key: 0,
+            uid: 0,
+            gid: 0,
+            mode: 0,
+            maker: 0,
+            changed: used,
+            used,
+            users: vec![user],
+            certain: false,
+        }
+    }
+
+    #[test]
+    fn who_has_the_id_now_is_not_who_had_it_then() {
+        let own = Pid::current();
+        let started = started(own).expect("this process runs");
+        assert!(!is_abandoned(&object(own, started)));
+        assert!(is_abandoned(&object(own, started - 60)));
+        assert!(is_abandoned(&object(Pid(0), started)));
+    }
+}

@@ -1,0 +1,240 @@
+//! System V shared memory, semaphores and message queues (`sysvipc(7)`).
+//!
+//! They belong to an ipc namespace, and are known by their ids there. What is the program's is in [`belonging`]; how it is looked at,
+//! [`scout`]; what is saved of each kind, [`segments`], [`semaphores`] and [`queues`].
+//!
+//! The same ids come back ([`ids`]). Under the strategy `namespaces`, a job whose image holds such objects gets an ipc namespace of its own, in
+//! which ids can be chosen and all are free; without, it stays in the host's, and so may still meet others' objects. What the killed
+//! program has left on the host stays there, as it would without Stasis.
+//!
+//! Contents of segments are shared memory: they are read before the program runs on, from the process that looks, not from twins. A twin
+//! gives up its attachments before it is ever seen.
+
+pub mod belonging;
+pub mod ids;
+pub mod queues;
+pub mod scout;
+pub mod segments;
+pub mod semaphores;
+pub mod table;
+pub mod undo;
+
+pub use belonging::Job;
+pub use scout::Sight;
+pub use table::Kind;
+
+use crate::error::Context;
+use crate::store::{MemorySource, Store};
+use crate::{EngineError, Refusal};
+use serde::{Deserialize, Serialize};
+use stasis_image::{ObjectId, Run};
+use stasis_sys::Pid;
+use std::collections::HashMap;
+use std::io;
+
+/// What an image keeps.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Which run of the kernel the ids are of (`/proc/sys/kernel/random/boot_id`).
+    pub boot: String,
+    /// Shared memory.
+    pub segments: Vec<segments::State>,
+    /// Semaphores.
+    pub sets: Vec<semaphores::State>,
+    /// Message queues.
+    pub queues: Vec<queues::State>,
+    /// What processes undo when they end.
+    pub undo: Vec<undo::State>,
+}
+
+/// Gives stored contents back, piece by piece.
+pub trait Loader {
+    /// Calls `put` with offset and bytes of each piece of an object of the image.
+    ///
+    /// # Errors
+    /// When the image is damaged, and what `put` says.
+    fn each(
+        &self,
+        object: u32,
+        put: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>,
+    ) -> Result<(), EngineError>;
+}
+
+impl Loader for crate::store::Loader<'_> {
+    fn each(
+        &self,
+        object: u32,
+        put: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>,
+    ) -> Result<(), EngineError> {
+        let mut buffer = Vec::new();
+        for extent in self.0.extents(ObjectId(object)) {
+            self.0.read_extent(extent, &mut buffer)?;
+            put(extent.offset, &buffer).context(|| "writing saved contents".into())?;
+        }
+        Ok(())
+    }
+}
+
+fn failure(what: &str, source: io::Error) -> EngineError {
+    EngineError::System {
+        what: format!("restoring {what}"),
+        source,
+    }
+}
+
+/// Owner or mode that cannot be given are told, and no reason to give up.
+fn tell(notes: &mut Vec<String>, kind: Kind, id: i32, result: io::Result<()>) {
+    if let Err(error) = result {
+        notes.push(format!(
+            "{} keeps the owner, mode and limits of a new one: {error}",
+            kind.words(id)
+        ));
+    }
+}
+
+impl State {
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.segments.is_empty() && self.sets.is_empty() && self.queues.is_empty()
+    }
+
+    /// Every object with its kind and size.
+    pub fn objects(&self) -> impl Iterator<Item = (Kind, &table::Object, u64)> {
+        let segments = self.segments.iter();
+        let sets = self.sets.iter();
+        let queues = self.queues.iter();
+        segments
+            .map(|state| (Kind::Segment, &state.object, state.size))
+            .chain(sets.map(|state| (Kind::Set, &state.object, state.values.len() as u64)))
+            .chain(queues.map(|state| (Kind::Queue, &state.object, 0)))
+    }
+}
+
+fn boot() -> String {
+    let id = stasis_sys::procfs::read_to_string("/proc/sys/kernel/random/boot_id");
+    id.unwrap_or_default().trim().to_owned()
+}
+
+/// What a tree has, while it is captured.
+#[derive(Debug, Default)]
+pub struct Captured {
+    /// For the image.
+    pub state: State,
+    /// What the user should know.
+    pub notes: Vec<String>,
+    sight: Option<Sight>,
+}
+
+/// Captures what belongs to `job`; `mapped` is how many areas of the tree each segment has, `virtual_pids` how the program calls its processes.
+///
+/// # Errors
+/// [`EngineError::Refused`] for what is the program's and cannot be looked at.
+pub fn capture(
+    job: &Job,
+    keeper: Pid,
+    mapped: &HashMap<i32, u64>,
+    virtual_pids: &HashMap<Pid, Pid>,
+    store: &Store,
+) -> Result<Captured, EngineError> {
+    let Some(mut sight) = Sight::of(job, keeper)? else {
+        return Ok(Captured::default());
+    };
+    let gathered = &mut sight.gathered;
+    let missing = mapped
+        .keys()
+        .filter(|id| gathered.segments.iter().all(|seen| seen.state.object.id != **id))
+        .filter(|id| gathered.failures.iter().all(|failure| failure.1 != **id))
+        .map(|id| (Kind::Segment, *id, "it is in another ipc namespace".to_owned()));
+    let refusals: Vec<Refusal> = gathered
+        .failures
+        .iter()
+        .cloned()
+        .chain(missing)
+        .map(|(kind, id, reason)| Refusal {
+            pid: None,
+            process: String::new(),
+            object: kind.words(id),
+            reason: format!("it cannot be read: {reason}"),
+            hint: "give its owner the right to read it (mode 0600 or more)".into(),
+        })
+        .collect();
+    if !refusals.is_empty() {
+        return Err(EngineError::Refused(refusals));
+    }
+    let mut notes = Vec::new();
+    for seen in &mut gathered.segments {
+        seen.state.contents = store.number();
+        let id = seen.state.object.id;
+        // The process that looks has it attached as well.
+        let ours = mapped.get(&id).copied().unwrap_or(0);
+        if ours > 0 && seen.attached > ours {
+            notes.push(format!(
+                "{} is attached by a program outside of the job, too: a restarted job has its own copy of it",
+                Kind::Segment.words(id)
+            ));
+        }
+    }
+    let mut sets = gathered.sets.clone();
+    for last in sets.iter_mut().flat_map(|set| &mut set.last) {
+        *last = virtual_pids.get(last).copied().unwrap_or(Pid(0));
+    }
+    let state = State {
+        boot: boot(),
+        segments: gathered
+            .segments
+            .iter()
+            .map(|seen| seen.state.clone())
+            .collect(),
+        sets,
+        queues: std::mem::take(&mut gathered.queues),
+        undo: Vec::new(),
+    };
+    Ok(Captured {
+        state,
+        notes,
+        sight: Some(sight),
+    })
+}
+
+impl Captured {
+    /// Writes the contents of segments, while the program stands still, and lets go of them.
+    ///
+    /// # Errors
+    /// When they cannot be read or written.
+    pub fn write(&mut self, store: &Store) -> Result<(), EngineError> {
+        let Some(sight) = self.sight.take() else {
+            return Ok(());
+        };
+        for seen in &sight.gathered.segments {
+            let source = Shifted {
+                memory: MemorySource(&sight.memory),
+                start: seen.address,
+            };
+            let runs: Vec<Run> = seen
+                .resident
+                .iter()
+                .map(|range| Run {
+                    offset: range.start,
+                    len: range.end - range.start,
+                })
+                .collect();
+            let object = ObjectId(seen.state.contents);
+            let stored = store.writer.store(object, &source, &runs)?;
+            store.count(stored.read_len);
+        }
+        Ok(())
+    }
+}
+
+/// Memory of a process from an address on.
+struct Shifted<'a> {
+    memory: MemorySource<'a>,
+    start: u64,
+}
+
+impl stasis_image::Source for Shifted<'_> {
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.memory.read_exact_at(buffer, self.start + offset)
+    }
+}

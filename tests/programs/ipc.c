@@ -1,0 +1,262 @@
+/* System V IPC and POSIX message queues. What a case makes it notes in the file `objects`, and removes when all is well; `clean` removes
+ * what a killed run has left behind. */
+#include "check.h"
+#include <mqueue.h>
+#include <sys/ipc.h>
+#include <sys/msg.h>
+#include <sys/sem.h>
+#include <sys/shm.h>
+
+union semun {
+    int val;
+    struct semid_ds *buf;
+    unsigned short *array;
+};
+
+static void note(const char *kind, long id, const char *name) {
+    int fd = open("objects", O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
+    CHECK(fd >= 0);
+    char line[128];
+    int length = snprintf(line, sizeof line, "%s %ld %s\n", kind, id, name);
+    CHECK(write(fd, line, (size_t)length) == length);
+    close(fd);
+}
+
+/* A key that nobody has. */
+static key_t next_key(void) {
+    static int count;
+    return (key_t)((unsigned)getpid() << 8 | (unsigned)++count | 0x40000000);
+}
+
+static int make_segment(key_t key, size_t size, int mode) {
+    int id = shmget(key, size, IPC_CREAT | IPC_EXCL | mode);
+    CHECK(id >= 0);
+    note("shm", id, "-");
+    return id;
+}
+
+static struct shmid_ds segment(int id) {
+    struct shmid_ds state;
+    CHECK(shmctl(id, IPC_STAT, &state) == 0);
+    return state;
+}
+
+static void clean(void) {
+    FILE *file = fopen("objects", "r");
+    if (!file) return;
+    char kind[8], name[100];
+    long id;
+    while (fscanf(file, "%7s %ld %99s", kind, &id, name) == 3) {
+        if (strcmp(kind, "shm") == 0) shmctl((int)id, IPC_RMID, NULL);
+        if (strcmp(kind, "sem") == 0) semctl((int)id, 0, IPC_RMID);
+        if (strcmp(kind, "msg") == 0) msgctl((int)id, IPC_RMID, NULL);
+        if (strcmp(kind, "mq") == 0) mq_unlink(name);
+    }
+    fclose(file);
+    unlink("objects");
+}
+
+/* Starts a child that does `work` when it is told and ends with 0. */
+static int told[2];
+static pid_t child(void (*work)(void)) {
+    pid_t pid = fork();
+    CHECK(pid >= 0);
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        char byte;
+        CHECK(read(told[0], &byte, 1) == 1);
+        work();
+        _exit(0);
+    }
+    return pid;
+}
+
+static void tell(pid_t pid) {
+    int status;
+    CHECK(write(told[1], "x", 1) == 1);
+    CHECK(waitpid(pid, &status, 0) == pid);
+    CHECK_EQ(status, 0);
+}
+
+static char *shared_by_two;
+static size_t const SIZE = 16 * 4096;
+
+static void in_child(void) {
+    expect_filled(shared_by_two, 4096, 7);
+    strcpy(shared_by_two + 8192, "from the child");
+}
+
+static void segments(void) {
+    CHECK(pipe(told) == 0);
+    key_t key = next_key(), other_key = next_key();
+    int keyed = make_segment(key, SIZE, 0640);
+    int alone = make_segment(other_key, SIZE - 100, 0600);
+    int leaving = make_segment(IPC_PRIVATE, 4096, 0600);
+    shared_by_two = shmat(keyed, NULL, 0);
+    char *again = shmat(keyed, (void *)0x7000000000, SHM_RDONLY);
+    CHECK(again == (void *)0x7000000000);
+    fill(shared_by_two, 4096, 7);
+    char *lonely = shmat(alone, NULL, 0);
+    fill(lonely + 4096, 4096, 8);
+    strcpy(lonely + SIZE - 4096 + 20, "on the last page");
+    CHECK(shmdt(lonely) == 0);
+    char *last = shmat(leaving, NULL, 0);
+    strcpy(last, "leaving");
+    CHECK(shmctl(leaving, IPC_RMID, NULL) == 0);
+    pid_t pid = child(in_child);
+    CHECK_EQ(segment(keyed).shm_nattch, 4);
+    CHECK_EQ(segment(leaving).shm_nattch, 2);
+    ready_and_wait();
+    struct shmid_ds state = segment(keyed);
+    CHECK_EQ(state.shm_nattch, 4);
+    CHECK_EQ(state.shm_perm.__key, key);
+    CHECK_EQ(state.shm_perm.mode, 0640);
+    CHECK_EQ(state.shm_perm.uid, getuid());
+    CHECK_EQ(state.shm_segsz, SIZE);
+    CHECK_EQ(shmget(key, 0, 0), keyed);
+    CHECK(shmget(key, SIZE, IPC_CREAT | IPC_EXCL | 0600) == -1 && errno == EEXIST);
+    tell(pid);
+    CHECK(strcmp(again + 8192, "from the child") == 0);
+    CHECK(mprotect(again, 4096, PROT_READ | PROT_WRITE) == -1 && errno == EACCES);
+    expect_zero(again + 3 * 4096, SIZE - 3 * 4096);
+    CHECK_EQ(segment(keyed).shm_nattch, 2);
+    CHECK_EQ(shmget(other_key, 0, 0), alone);
+    CHECK_EQ(segment(alone).shm_nattch, 0);
+    CHECK_EQ(segment(alone).shm_segsz, SIZE - 100);
+    lonely = shmat(alone, NULL, 0);
+    expect_zero(lonely, 4096);
+    expect_filled(lonely + 4096, 4096, 8);
+    CHECK(strcmp(lonely + SIZE - 4096 + 20, "on the last page") == 0);
+    CHECK_EQ(segment(leaving).shm_nattch, 1);
+    CHECK(segment(leaving).shm_perm.mode & SHM_DEST);
+    char *once_more = shmat(leaving, NULL, 0);
+    CHECK(strcmp(once_more, "leaving") == 0 && shmdt(once_more) == 0);
+    CHECK(shmdt(last) == 0);
+    struct shmid_ds gone;
+    CHECK(shmctl(leaving, IPC_STAT, &gone) == -1);
+    CHECK(shmctl(keyed, IPC_RMID, NULL) == 0 && shmctl(alone, IPC_RMID, NULL) == 0);
+    int next = make_segment(IPC_PRIVATE, 4096, 0600);
+    CHECK(next != keyed && next != alone && next != leaving);
+    CHECK(shmctl(next, IPC_RMID, NULL) == 0);
+}
+
+/* What is left of attachments when parts were unmapped, moved, and protected. */
+static void parts(void) {
+    int id = make_segment(IPC_PRIVATE, SIZE, 0600);
+    char *whole = shmat(id, NULL, 0), *cut = shmat(id, NULL, 0);
+    for (size_t at = 0; at < SIZE; at += 4096) fill(whole + at, 4096, at);
+    char *target = mmap(NULL, 4 * 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(munmap(cut, 4096) == 0 && munmap(cut + 5 * 4096, 4096) == 0);
+    CHECK(mremap(cut + 2 * 4096, 2 * 4096, 2 * 4096, MREMAP_MAYMOVE | MREMAP_FIXED, target + 4096) == target + 4096);
+    CHECK(mprotect(whole + 4096, 4096, PROT_READ) == 0);
+    unsigned long attached = segment(id).shm_nattch;
+    ready_and_wait();
+    CHECK_EQ(segment(id).shm_nattch, attached);
+    for (size_t at = 0; at < SIZE; at += 4096) expect_filled(whole + at, 4096, at);
+    expect_filled(cut + 4096, 4096, 4096);
+    expect_filled(cut + 4 * 4096, 4096, 4 * 4096);
+    expect_filled(cut + SIZE - 4096, 4096, SIZE - 4096);
+    expect_filled(target + 4096, 4096, 2 * 4096);
+    whole[2 * 4096] = 'x';
+    CHECK(target[4096] == 'x');
+    int pipes[2];
+    CHECK(pipe(pipes) == 0);
+    /* Not mapped, or not to be written, as the kernel sees it. */
+    CHECK(write(pipes[1], cut, 1) == -1 && errno == EFAULT);
+    CHECK(write(pipes[1], cut + 5 * 4096, 1) == -1 && errno == EFAULT);
+    CHECK(write(pipes[1], cut + 2 * 4096, 1) == -1 && errno == EFAULT);
+    CHECK(write(pipes[1], "a", 1) == 1 && read(pipes[0], whole + 4096, 1) == -1 && errno == EFAULT);
+    CHECK(shmctl(id, IPC_RMID, NULL) == 0);
+}
+
+static int watched;
+
+/* How often it is attached does not change for anybody who looks, while it is saved from twins. */
+static void attachments(void) {
+    size_t size = 32 << 20;
+    char *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    fill(memory, size, 1);
+    watched = make_segment(IPC_PRIVATE, SIZE, 0600);
+    char *attached = shmat(watched, NULL, 0);
+    fill(attached, SIZE, 2);
+    say("ready\n");
+    while (access("go", F_OK) != 0) {
+        for (int i = 0; i < 1000; i++) CHECK_EQ(segment(watched).shm_nattch, 1);
+    }
+    expect_filled(memory, size, 1);
+    expect_filled(attached, SIZE, 2);
+    CHECK(shmctl(watched, IPC_RMID, NULL) == 0);
+}
+
+/* Written to all the time by two processes: what one has seen of the other's before the checkpoint is there after it. */
+static volatile uint64_t *counters;
+
+static void count_too(void) {
+    while (counters[2] == 0) {
+        counters[1] = counters[0];
+        __sync_synchronize();
+    }
+}
+
+static void live(void) {
+    CHECK(pipe(told) == 0);
+    int id = make_segment(IPC_PRIVATE, SIZE, 0600);
+    counters = shmat(id, NULL, 0);
+    pid_t pid = child(count_too);
+    CHECK(write(told[1], "x", 1) == 1);
+    say("ready\n");
+    while (access("go", F_OK) != 0) {
+        for (int i = 0; i < 10000; i++) {
+            uint64_t next = counters[0] + 1;
+            counters[0] = next;
+            __sync_synchronize();
+            CHECK(counters[1] <= next);
+            CHECK_EQ(counters[0], next);
+        }
+    }
+    uint64_t reached = counters[0];
+    while (counters[1] != reached) sched_yield();
+    counters[2] = 1;
+    int status;
+    CHECK(waitpid(pid, &status, 0) == pid && status == 0);
+    CHECK(shmctl(id, IPC_RMID, NULL) == 0);
+}
+
+/* Made by a child that has ended, and attached by nobody. */
+static void make_and_end(void) {
+    int id = make_segment(IPC_PRIVATE, SIZE, 0600);
+    char *attached = shmat(id, NULL, 0);
+    strcpy(attached, "left by a child");
+    CHECK(shmdt(attached) == 0);
+    CHECK(write(told[1], &id, sizeof id) == sizeof id);
+}
+
+static void orphaned(void) {
+    CHECK(pipe(told) == 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        make_and_end();
+        _exit(0);
+    }
+    int status, id;
+    CHECK(waitpid(pid, &status, 0) == pid && status == 0);
+    CHECK(read(told[0], &id, sizeof id) == sizeof id);
+    ready_and_wait();
+    char *attached = shmat(id, NULL, 0);
+    CHECK(attached != (void *)-1);
+    CHECK(strcmp(attached, "left by a child") == 0);
+    CHECK(shmctl(id, IPC_RMID, NULL) == 0);
+}
+
+static const struct check_case cases[] = {
+    {"clean", clean},
+    {"segments", segments},
+    {"parts", parts},
+    {"attachments", attachments},
+    {"live", live},
+    {"orphaned", orphaned},
+};
+
+int main(int argc, char **argv) {
+    return RUN_CASE(cases, argc, argv);
+}
