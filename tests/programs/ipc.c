@@ -248,6 +248,279 @@ static void orphaned(void) {
     CHECK(shmctl(id, IPC_RMID, NULL) == 0);
 }
 
+static int make_set(key_t key, int count, const unsigned short *values) {
+    int id = semget(key, count, IPC_CREAT | IPC_EXCL | 0640);
+    CHECK(id >= 0);
+    note("sem", id, "-");
+    CHECK(semctl(id, 0, SETALL, (union semun){.array = (unsigned short *)values}) == 0);
+    return id;
+}
+
+static int change(int id, int number, int by, int flags) {
+    struct sembuf operation = {(unsigned short)number, (short)by, (short)flags};
+    return semop(id, &operation, 1);
+}
+
+static int value(int id, int number) {
+    return semctl(id, number, GETVAL);
+}
+
+static int set;
+
+static void change_second(void) {
+    CHECK(change(set, 1, 3, 0) == 0);
+}
+
+static void end(void) {}
+
+static void semaphores(void) {
+    CHECK(pipe(told) == 0);
+    key_t key = next_key();
+    set = make_set(key, 5, (unsigned short[]){4, 0, 32767, 17, 1});
+    pid_t pid = child(change_second);
+    CHECK(write(told[1], "x", 1) == 1);
+    while (value(set, 1) != 3) sleep_ms(1);
+    int status;
+    siginfo_t ended;
+    CHECK(waitid(P_PID, (id_t)pid, &ended, WEXITED | WNOWAIT) == 0);
+    CHECK(change(set, 2, -1, 0) == 0 && change(set, 2, 1, 0) == 0);
+    pid_t other = child(end);
+    ready_and_wait();
+    CHECK_EQ(semget(key, 0, 0), set);
+    unsigned short values[5];
+    CHECK(semctl(set, 0, GETALL, (union semun){.array = values}) == 0);
+    CHECK(values[0] == 4 && values[1] == 3 && values[2] == 32767 && values[3] == 17 && values[4] == 1);
+    struct semid_ds state;
+    CHECK(semctl(set, 0, IPC_STAT, (union semun){.buf = &state}) == 0);
+    CHECK_EQ(state.sem_nsems, 5);
+    CHECK_EQ(state.sem_perm.mode, 0640);
+    CHECK_EQ(state.sem_perm.__key, key);
+    CHECK_EQ(semctl(set, 2, GETPID), getpid());
+    tell(other);
+    CHECK(waitpid(pid, &status, 0) == pid && status == 0);
+    CHECK(change(set, 0, -5, IPC_NOWAIT) == -1 && errno == EAGAIN);
+    CHECK(semctl(set, 0, IPC_RMID) == 0);
+}
+
+/* Whoever waits for a semaphore waits on, with what is left of its time. */
+static void *wait_for_first(void *unused) {
+    (void)unused;
+    CHECK(change(set, 0, -2, 0) == 0);
+    return NULL;
+}
+
+static void *wait_for_second(void *unused) {
+    (void)unused;
+    struct sembuf operation = {1, -1, SEM_UNDO};
+    struct timespec long_time = {1000, 0};
+    CHECK(semtimedop(set, &operation, 1, &long_time) == 0);
+    return NULL;
+}
+
+static void wait_for_zero(void) {
+    CHECK(change(set, 2, 0, 0) == 0);
+}
+
+static void waiters(void) {
+    CHECK(pipe(told) == 0);
+    set = make_set(IPC_PRIVATE, 3, (unsigned short[]){1, 0, 1});
+    pthread_t first, second;
+    CHECK(pthread_create(&first, NULL, wait_for_first, NULL) == 0);
+    CHECK(pthread_create(&second, NULL, wait_for_second, NULL) == 0);
+    pid_t pid = child(wait_for_zero);
+    CHECK(write(told[1], "x", 1) == 1);
+    while (semctl(set, 0, GETNCNT) != 1 || semctl(set, 1, GETNCNT) != 1 || semctl(set, 2, GETZCNT) != 1) sleep_ms(1);
+    ready_and_wait();
+    while (semctl(set, 0, GETNCNT) != 1 || semctl(set, 1, GETNCNT) != 1 || semctl(set, 2, GETZCNT) != 1) sleep_ms(1);
+    CHECK(change(set, 0, 1, 0) == 0 && change(set, 1, 1, 0) == 0 && change(set, 2, -1, 0) == 0);
+    int status;
+    CHECK(pthread_join(first, NULL) == 0 && pthread_join(second, NULL) == 0);
+    CHECK(waitpid(pid, &status, 0) == pid && status == 0);
+    CHECK_EQ(value(set, 0), 0);
+    CHECK_EQ(value(set, 1), 0);
+    CHECK(semctl(set, 0, IPC_RMID) == 0);
+}
+
+/* What ends with a process is undone then, and not before. */
+static void *nothing(void *unused) {
+    pause();
+    return unused;
+}
+
+static void hold_and_end(void) {
+    char byte;
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, nothing, NULL) == 0);
+    CHECK(change(set, 0, -3, SEM_UNDO) == 0);
+    CHECK(change(set, 1, 2, SEM_UNDO) == 0);
+    CHECK(change(set, 2, -1, SEM_UNDO) == 0 && change(set, 2, 1, 0) == 0);
+    for (int i = 0; i < 20; i++) CHECK(change(set, 3, 1, SEM_UNDO) == 0);
+    CHECK(change(set, 3, -20, 0) == 0);
+    CHECK(change(set, 4, -1, SEM_UNDO) == 0 && change(set, 4, 1, SEM_UNDO) == 0);
+    CHECK(change(set, 5, 32767, SEM_UNDO) == 0 && change(set, 5, -32767, 0) == 0 && change(set, 5, 1, SEM_UNDO) == 0);
+    CHECK(read(told[0], &byte, 1) == 1);
+}
+
+static void undo(void) {
+    CHECK(pipe(told) == 0);
+    set = make_set(IPC_PRIVATE, 6, (unsigned short[]){5, 0, 32767, 0, 1, 0});
+    pid_t pid = child(hold_and_end);
+    CHECK(write(told[1], "x", 1) == 1);
+    while (value(set, 5) != 1) sleep_ms(1);
+    CHECK(change(set, 0, -1, SEM_UNDO) == 0);
+    say("ready\n");
+    /* Nobody sees another value in between. */
+    while (access("go", F_OK) != 0) {
+        for (int i = 0; i < 100; i++) CHECK(value(set, 0) == 1 && value(set, 1) == 2 && value(set, 2) == 32767);
+    }
+    CHECK_EQ(value(set, 0), 1);
+    CHECK_EQ(value(set, 3), 0);
+    CHECK(change(set, 2, -10, 0) == 0);
+    CHECK(change(set, 3, 30, 0) == 0);
+    CHECK(change(set, 5, 32766, 0) == 0);
+    tell(pid);
+    CHECK_EQ(value(set, 0), 4);
+    CHECK_EQ(value(set, 1), 0);
+    CHECK_EQ(value(set, 2), 32758);
+    CHECK_EQ(value(set, 3), 10);
+    CHECK_EQ(value(set, 4), 1);
+    CHECK_EQ(value(set, 5), 0);
+    CHECK(semctl(set, 0, IPC_RMID) == 0);
+}
+
+/* Two processes with one list. */
+static void shared_undo(void) {
+    CHECK(pipe(told) == 0);
+    set = make_set(IPC_PRIVATE, 1, (unsigned short[]){5});
+    CHECK(change(set, 0, -1, SEM_UNDO) == 0);
+    pid_t pid = (pid_t)syscall(SYS_clone, CLONE_SYSVSEM | SIGCHLD, 0, 0, 0, 0);
+    CHECK(pid >= 0);
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        char byte;
+        CHECK(read(told[0], &byte, 1) == 1);
+        CHECK(change(set, 0, -1, SEM_UNDO) == 0);
+        _exit(0);
+    }
+    ready_and_wait();
+    CHECK_EQ(value(set, 0), 4);
+    tell(pid);
+    CHECK_EQ(value(set, 0), 3);
+    CHECK(semctl(set, 0, IPC_RMID) == 0);
+}
+
+struct message {
+    long type;
+    char text[200];
+};
+
+static int make_queue(key_t key) {
+    int id = msgget(key, IPC_CREAT | IPC_EXCL | 0620);
+    CHECK(id >= 0);
+    note("msg", id, "-");
+    return id;
+}
+
+static void post(int id, long type, const char *text, size_t length) {
+    struct message message = {type, ""};
+    memcpy(message.text, text, length);
+    CHECK(msgsnd(id, &message, length, IPC_NOWAIT) == 0);
+}
+
+static void expect(int id, long wanted, long type, const char *text, size_t length) {
+    struct message message;
+    CHECK_EQ(msgrcv(id, &message, sizeof message.text, wanted, IPC_NOWAIT), length);
+    CHECK_EQ(message.type, type);
+    CHECK(memcmp(message.text, text, length) == 0);
+}
+
+static void queues(void) {
+    key_t key = next_key();
+    int id = make_queue(key), empty = make_queue(IPC_PRIVATE);
+    post(id, 3, "first", 5);
+    post(id, 1, "", 0);
+    post(id, 0x7fffffffffffL, "a\0b", 3);
+    post(id, 3, "fourth", 6);
+    char text[200];
+    memset(text, 'x', sizeof text);
+    post(id, 9, text, sizeof text);
+    struct msqid_ds state;
+    CHECK(msgctl(id, IPC_STAT, &state) == 0);
+    state.msg_qbytes = 1000;
+    CHECK(msgctl(id, IPC_SET, &state) == 0);
+    ready_and_wait();
+    CHECK_EQ(msgget(key, 0), id);
+    CHECK(msgctl(id, IPC_STAT, &state) == 0);
+    CHECK_EQ(state.msg_qnum, 5);
+    CHECK_EQ(state.__msg_cbytes, 214);
+    CHECK_EQ(state.msg_qbytes, 1000);
+    CHECK_EQ(state.msg_perm.mode, 0620);
+    CHECK_EQ(state.msg_perm.__key, key);
+    expect(id, 9, 9, text, sizeof text);
+    expect(id, 0, 3, "first", 5);
+    expect(id, -2, 1, "", 0);
+    expect(id, 0, 0x7fffffffffffL, "a\0b", 3);
+    expect(id, 3, 3, "fourth", 6);
+    CHECK(msgctl(empty, IPC_STAT, &state) == 0);
+    CHECK_EQ(state.msg_qnum, 0);
+    CHECK(msgctl(id, IPC_RMID, NULL) == 0 && msgctl(empty, IPC_RMID, NULL) == 0);
+}
+
+static int full, quiet;
+
+static void *send_more(void *unused) {
+    struct message message = {77, "more"};
+    CHECK(msgsnd(full, &message, 4, 0) == 0);
+    return unused;
+}
+
+static void receive_one(void) {
+    struct message message;
+    CHECK_EQ(msgrcv(quiet, &message, sizeof message.text, 5, 0), 3);
+    CHECK(memcmp(message.text, "yes", 3) == 0);
+}
+
+static bool sleeps_in(pid_t pid, long tid, long number) {
+    char path[64], text[200];
+    snprintf(path, sizeof path, "/proc/%d/task/%ld/syscall", pid, tid);
+    text[slurp(path, text, sizeof text - 1)] = 0;
+    return strtol(text, NULL, 10) == number;
+}
+
+static volatile long sender;
+
+static void *send_as_sender(void *unused) {
+    sender = syscall(SYS_gettid);
+    return send_more(unused);
+}
+
+static void blocked_queues(void) {
+    CHECK(pipe(told) == 0);
+    full = make_queue(IPC_PRIVATE);
+    quiet = make_queue(IPC_PRIVATE);
+    struct message message = {1, ""};
+    int count = 0;
+    while (msgsnd(full, &message, sizeof message.text, IPC_NOWAIT) == 0) count++;
+    while (msgsnd(full, &message, 1, IPC_NOWAIT) == 0) count++;
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, send_as_sender, NULL) == 0);
+    pid_t pid = child(receive_one);
+    CHECK(write(told[1], "x", 1) == 1);
+    while (sender == 0 || !sleeps_in(getpid(), sender, SYS_msgsnd) || !sleeps_in(pid, pid, SYS_msgrcv)) sleep_ms(1);
+    ready_and_wait();
+    post(quiet, 4, "no", 2);
+    post(quiet, 5, "yes", 3);
+    int status;
+    CHECK(waitpid(pid, &status, 0) == pid && status == 0);
+    for (int i = 0; i < count; i++) {
+        CHECK(msgrcv(full, &message, sizeof message.text, 1, 0) >= 0);
+    }
+    CHECK(pthread_join(thread, NULL) == 0);
+    expect(full, 0, 77, "more", 4);
+    expect(quiet, 0, 4, "no", 2);
+    CHECK(msgctl(full, IPC_RMID, NULL) == 0 && msgctl(quiet, IPC_RMID, NULL) == 0);
+}
+
 static const struct check_case cases[] = {
     {"clean", clean},
     {"segments", segments},
@@ -255,6 +528,12 @@ static const struct check_case cases[] = {
     {"attachments", attachments},
     {"live", live},
     {"orphaned", orphaned},
+    {"semaphores", semaphores},
+    {"waiters", waiters},
+    {"undo", undo},
+    {"shared_undo", shared_undo},
+    {"queues", queues},
+    {"blocked_queues", blocked_queues},
 };
 
 int main(int argc, char **argv) {

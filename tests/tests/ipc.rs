@@ -1,6 +1,6 @@
 //! System V IPC and POSIX message queues come back as they were.
 
-use stasis_tests::{Exit, Linkage, Sandbox, alive, need, program, verify_after_restart};
+use stasis_tests::{Linkage, Sandbox, need, program, verify_after_restart};
 use std::path::PathBuf;
 
 /// Objects outlive processes: whatever a test's programs have made goes with the test, also when it fails.
@@ -43,5 +43,27 @@ macro_rules! cases {
 }
 
 cases! {
-    segments parts attachments live orphaned
+    segments parts attachments live orphaned semaphores waiters undo queues blocked_queues
+}
+
+/// What cannot be saved is refused by name, and the program does not notice.
+fn check_refused(case: &str, words: &[&str]) {
+    need!("cc");
+    let objects = Objects::new(Sandbox::new());
+    let mut job = objects.sandbox.run(&objects.argv(case));
+    job.wait_line("ready");
+    let refused = job.try_checkpoint();
+    assert!(!refused.success(), "{refused:?}");
+    for word in words {
+        assert!(refused.stderr.contains(word), "{word}: {refused:?}");
+    }
+    assert!(objects.sandbox.all_images().is_empty());
+    objects.sandbox.write("go", "");
+    let end = job.finish();
+    assert!(end.success() && end.stdout.ends_with("ok\n"), "{end:?}");
+}
+
+#[test]
+fn shared_undo() {
+    check_refused("shared_undo", &["SEM_UNDO", "is shared with process"]);
 }

@@ -299,6 +299,7 @@ pub fn capture(
         }
     }
     let mut ipc = ipc::capture(&job_s, job.keeper, &mapped, &virtual_pids, store)?;
+    ipc.look_for_undo(frozen, &outside, job.keeper)?;
     let inquiry = Inquiry::make(frozen, &outside, &mut collected, store)?;
     let (mut processes, shared) = inquiry.evaluate(frozen, outside)?;
     let parent_of = |stat: &Stat| virtual_pids.get(&stat.parent).copied().unwrap_or(keeper);

@@ -24,6 +24,8 @@ pub use scout::Sight;
 pub use table::Kind;
 
 use crate::error::Context;
+use crate::freeze::Frozen;
+use crate::inquiry::Outside;
 use crate::store::{MemorySource, Store};
 use crate::{EngineError, Refusal};
 use serde::{Deserialize, Serialize};
@@ -198,6 +200,24 @@ pub fn capture(
 }
 
 impl Captured {
+    /// Finds what processes undo of semaphores when they end.
+    ///
+    /// # Errors
+    /// Those of [`undo`].
+    pub(crate) fn look_for_undo(
+        &mut self,
+        frozen: &mut Frozen,
+        outside: &[Outside],
+        keeper: Pid,
+    ) -> Result<(), EngineError> {
+        let sets = &mut self.state.sets;
+        self.state.undo = undo::capture(frozen, outside, keeper, sets)?;
+        for set in sets {
+            set.object.certain |= (self.state.undo.iter()).any(|undo| undo.set == set.object.id);
+        }
+        Ok(())
+    }
+
     /// Writes the contents of segments, while the program stands still, and lets go of them.
     ///
     /// # Errors
