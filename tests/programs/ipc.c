@@ -521,6 +521,190 @@ static void blocked_queues(void) {
     CHECK(msgctl(full, IPC_RMID, NULL) == 0 && msgctl(quiet, IPC_RMID, NULL) == 0);
 }
 
+static mqd_t make_mq(const char *name, long messages, long size) {
+    struct mq_attr limits = {.mq_maxmsg = messages, .mq_msgsize = size};
+    mqd_t queue = mq_open(name, O_RDWR | O_CREAT | O_EXCL, 0600, &limits);
+    CHECK(queue >= 0);
+    note("mq", 0, name);
+    return queue;
+}
+
+static const char *mq_name(int n) {
+    static char names[4][64];
+    snprintf(names[n], sizeof names[n], "/stasis-ipc-%d-%d", getpid(), n);
+    return names[n];
+}
+
+static void expect_mq(mqd_t queue, const char *text, unsigned wanted) {
+    char buffer[100];
+    unsigned priority;
+    CHECK_EQ(mq_receive(queue, buffer, sizeof buffer, &priority), strlen(text));
+    CHECK_EQ(priority, wanted);
+    CHECK(memcmp(buffer, text, strlen(text)) == 0);
+}
+
+static mqd_t common;
+
+static void send_as_child(void) {
+    CHECK(mq_send(common, "from the child", 14, 7) == 0);
+}
+
+static void mqueues(void) {
+    CHECK(pipe(told) == 0);
+    char name[64];
+    strcpy(name, mq_name(0));
+    common = make_mq(name, 8, 100);
+    CHECK(fchmod(common, 0640) == 0);
+    mqd_t reads = mq_open(name, O_RDONLY | O_NONBLOCK), writes = mq_open(name, O_WRONLY);
+    CHECK(reads >= 0 && writes >= 0);
+    int twice = dup(reads);
+    mqd_t hidden = make_mq(mq_name(1), 3, 50), empty = make_mq(mq_name(2), 1, 8192);
+    CHECK(mq_send(hidden, "hidden", 6, 0) == 0);
+    CHECK(mq_unlink(mq_name(1)) == 0);
+    struct {
+        const char *text;
+        unsigned priority;
+    } sent[] = {{"one", 1}, {"two", 30000}, {"three", 1}, {"", 1}, {"five", 0}, {"six", 30000}};
+    for (size_t i = 0; i < 6; i++) CHECK(mq_send(writes, sent[i].text, strlen(sent[i].text), sent[i].priority) == 0);
+    pid_t pid = child(send_as_child);
+    ready_and_wait();
+    struct mq_attr state;
+    CHECK(mq_getattr(reads, &state) == 0);
+    CHECK(state.mq_maxmsg == 8 && state.mq_msgsize == 100 && state.mq_curmsgs == 6 && state.mq_flags == O_NONBLOCK);
+    CHECK(mq_getattr(writes, &state) == 0 && state.mq_flags == 0);
+    struct stat about;
+    CHECK(fstat(common, &about) == 0);
+    CHECK_EQ(about.st_mode & 07777, 0640);
+    CHECK_EQ(about.st_uid, getuid());
+    CHECK(mq_send(reads, "x", 1, 0) == -1 && errno == EBADF);
+    char buffer[100];
+    CHECK(mq_receive(writes, buffer, sizeof buffer, NULL) == -1 && errno == EBADF);
+    tell(pid);
+    mqd_t by_name = mq_open(name, O_RDONLY);
+    CHECK(by_name >= 0);
+    expect_mq(by_name, "two", 30000);
+    expect_mq(twice, "six", 30000);
+    expect_mq(reads, "from the child", 7);
+    expect_mq(reads, "one", 1);
+    expect_mq(reads, "three", 1);
+    expect_mq(reads, "", 1);
+    expect_mq(reads, "five", 0);
+    CHECK(mq_receive(reads, buffer, sizeof buffer, NULL) == -1 && errno == EAGAIN);
+    state.mq_flags = 0;
+    CHECK(mq_setattr(twice, &state, NULL) == 0);
+    CHECK(mq_getattr(reads, &state) == 0 && state.mq_flags == 0);
+    expect_mq(hidden, "hidden", 0);
+    CHECK(mq_open(mq_name(1), O_RDONLY) == -1 && errno == ENOENT);
+    CHECK(mq_getattr(empty, &state) == 0 && state.mq_maxmsg == 1 && state.mq_msgsize == 8192 && state.mq_curmsgs == 0);
+    CHECK(mq_unlink(name) == 0 && mq_unlink(mq_name(2)) == 0);
+}
+
+static mqd_t full_mq, quiet_mq;
+
+static void *send_to_full(void *unused) {
+    sender = syscall(SYS_gettid);
+    CHECK(mq_send(full_mq, "last", 4, 0) == 0);
+    return unused;
+}
+
+static void receive_quiet(void) {
+    expect_mq(quiet_mq, "loud", 3);
+}
+
+static void blocked_mqueues(void) {
+    CHECK(pipe(told) == 0);
+    full_mq = make_mq(mq_name(0), 2, 100);
+    quiet_mq = make_mq(mq_name(1), 2, 100);
+    CHECK(mq_send(full_mq, "a", 1, 0) == 0 && mq_send(full_mq, "b", 1, 5) == 0);
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, send_to_full, NULL) == 0);
+    pid_t pid = child(receive_quiet);
+    CHECK(write(told[1], "x", 1) == 1);
+    while (sender == 0 || !sleeps_in(getpid(), sender, SYS_mq_timedsend) || !sleeps_in(pid, pid, SYS_mq_timedreceive)) sleep_ms(1);
+    ready_and_wait();
+    CHECK(mq_send(quiet_mq, "loud", 4, 3) == 0);
+    int status;
+    CHECK(waitpid(pid, &status, 0) == pid && status == 0);
+    expect_mq(full_mq, "b", 5);
+    CHECK(pthread_join(thread, NULL) == 0);
+    expect_mq(full_mq, "a", 0);
+    expect_mq(full_mq, "last", 0);
+    CHECK(mq_unlink(mq_name(0)) == 0 && mq_unlink(mq_name(1)) == 0);
+}
+
+/* Numbers of two priorities, sent without pause: none is lost, doubled or out of its turn. */
+static volatile int *enough;
+
+static void send_numbers(void) {
+    for (long next = 0; !*enough; next++) CHECK(mq_send(common, (char *)&next, sizeof next, (unsigned)next & 1) == 0);
+    long last = -1;
+    CHECK(mq_send(common, (char *)&last, sizeof last, 0) == 0);
+}
+
+static void stream(void) {
+    CHECK(pipe(told) == 0);
+    enough = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    common = make_mq(mq_name(0), 10, sizeof(long));
+    pid_t pid = child(send_numbers);
+    CHECK(write(told[1], "x", 1) == 1);
+    say("ready\n");
+    long expected[2] = {0, 1}, got;
+    unsigned priority;
+    for (int i = 0;; i++) {
+        CHECK_EQ(mq_receive(common, (char *)&got, sizeof got, &priority), sizeof got);
+        if (got == -1) break;
+        CHECK(priority < 2);
+        CHECK_EQ(got, expected[priority]);
+        expected[priority] += 2;
+        /* Now and then it becomes full. */
+        if (i % 100 == 0) sleep_ms(1);
+        if (i % 100 == 0 && access("go", F_OK) == 0) *enough = 1;
+    }
+    int status;
+    CHECK(waitpid(pid, &status, 0) == pid && status == 0);
+    CHECK(mq_unlink(mq_name(0)) == 0);
+}
+
+/* To be told when a message comes. */
+static volatile sig_atomic_t noticed;
+
+static void notice(int signal) {
+    (void)signal;
+    noticed++;
+}
+
+static void notify(void) {
+    common = make_mq(mq_name(0), 3, 100);
+    signal(SIGUSR1, notice);
+    struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR1};
+    CHECK(mq_send(common, "before", 6, 0) == 0);
+    CHECK(mq_notify(common, &event) == 0);
+    ready_and_wait();
+    CHECK_EQ(noticed, 0);
+    expect_mq(common, "before", 0);
+    CHECK(mq_send(common, "after", 5, 0) == 0);
+    CHECK_EQ(noticed, 1);
+    CHECK(mq_unlink(mq_name(0)) == 0);
+}
+
+/* A queue with a message that another job opens as well. */
+static void lend(void) {
+    common = make_mq("/stasis-ipc-lent", 3, 100);
+    CHECK(mq_send(common, "lent", 4, 2) == 0);
+    ready_and_wait();
+    expect_mq(common, "lent", 2);
+    CHECK(mq_unlink("/stasis-ipc-lent") == 0);
+}
+
+static void borrow(void) {
+    common = mq_open("/stasis-ipc-lent", O_RDONLY);
+    CHECK(common >= 0);
+    struct mq_attr state;
+    CHECK(mq_getattr(common, &state) == 0 && state.mq_curmsgs == 1);
+    say("ready\n");
+    while (access("returned", F_OK) != 0) sleep_ms(5);
+}
+
 static const struct check_case cases[] = {
     {"clean", clean},
     {"segments", segments},
@@ -534,6 +718,12 @@ static const struct check_case cases[] = {
     {"shared_undo", shared_undo},
     {"queues", queues},
     {"blocked_queues", blocked_queues},
+    {"mqueues", mqueues},
+    {"blocked_mqueues", blocked_mqueues},
+    {"stream", stream},
+    {"notify", notify},
+    {"lend", lend},
+    {"borrow", borrow},
 };
 
 int main(int argc, char **argv) {

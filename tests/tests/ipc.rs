@@ -43,7 +43,8 @@ macro_rules! cases {
 }
 
 cases! {
-    segments parts attachments live orphaned semaphores waiters undo queues blocked_queues
+    segments parts attachments live orphaned semaphores waiters undo queues blocked_queues mqueues
+    blocked_mqueues stream
 }
 
 /// What cannot be saved is refused by name, and the program does not notice.
@@ -59,6 +60,36 @@ fn check_refused(case: &str, words: &[&str]) {
     }
     assert!(objects.sandbox.all_images().is_empty());
     objects.sandbox.write("go", "");
+    let end = job.finish();
+    assert!(end.success() && end.stdout.ends_with("ok\n"), "{end:?}");
+}
+
+#[test]
+fn notify() {
+    check_refused("notify", &["message queue that is to notify process"]);
+}
+
+/// Messages are not taken out of a queue that somebody outside might look at meanwhile.
+#[test]
+fn lent_queue() {
+    need!("cc");
+    let objects = Objects::new(Sandbox::new());
+    let sandbox = &objects.sandbox;
+    let mut job = sandbox.run(&objects.argv("lend"));
+    job.wait_line("ready");
+    let mut command = sandbox.command(&objects.program);
+    command.arg("borrow");
+    let mut other = sandbox.start(command);
+    other.wait_line("ready");
+    let refused = job.try_checkpoint();
+    assert!(
+        !refused.success() && refused.stderr.contains("outside of the job has open"),
+        "{refused:?}"
+    );
+    sandbox.write("returned", "");
+    assert!(other.finish().success());
+    job.checkpoint();
+    sandbox.write("go", "");
     let end = job.finish();
     assert!(end.success() && end.stdout.ends_with("ok\n"), "{end:?}");
 }

@@ -113,7 +113,8 @@ impl State {
     }
 }
 
-fn boot() -> String {
+/// Which run of the kernel this is.
+pub(crate) fn boot() -> String {
     let id = stasis_sys::procfs::read_to_string("/proc/sys/kernel/random/boot_id");
     id.unwrap_or_default().trim().to_owned()
 }

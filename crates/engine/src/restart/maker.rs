@@ -91,7 +91,7 @@ impl Maker<'_> {
     fn make_world(&self) -> Result<(), EngineError> {
         let mut notes = Vec::new();
         let tree = &self.plan.tree;
-        world::enter(&tree.clocks, !tree.ipc.is_empty(), &mut notes)?;
+        world::enter(&tree.clocks, world::wants_ipc(tree), &mut notes)?;
         for note in notes {
             self.note(&note);
         }

@@ -2,8 +2,9 @@
 
 use super::Strategy;
 use crate::EngineError;
+use crate::descriptors::mqueues;
 use crate::error::Context;
-use crate::model::Clocks;
+use crate::model::{Clocks, Tree};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use stasis_sys::namespace;
 use std::fs;
@@ -42,7 +43,30 @@ pub fn enter(clocks: &Clocks, ipc: bool, notes: &mut Vec<String>) -> Result<(), 
         "/",
         MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
     )
-    .context(|| "making mounts private".into())
+    .context(|| "making mounts private".into())?;
+    if ipc {
+        mount_queues()?;
+    }
+    Ok(())
+}
+
+/// Whether `tree` is to have an ipc namespace of its own where its strategy is namespaces: ids of System V objects can be chosen
+/// there, and all ids and names are free.
+#[must_use]
+pub fn wants_ipc(tree: &Tree) -> bool {
+    !tree.ipc.is_empty() || mqueues::want_namespace(&tree.descriptions)
+}
+
+/// Where the host shows its POSIX message queues, the job's own are shown instead.
+fn mount_queues() -> Result<(), EngineError> {
+    const PLACE: &str = "/dev/mqueue";
+    const MAGIC: u64 = 0x1980_0202;
+    if rustix::fs::statfs(PLACE).is_ok_and(|fs| fs.f_type as u64 == MAGIC) {
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        mount("mqueue", PLACE, "mqueue", flags, None::<&std::ffi::CStr>)
+            .context(|| format!("mounting {PLACE}"))?;
+    }
+    Ok(())
 }
 
 /// Whether a restarted program's clocks go on from the checkpoint.

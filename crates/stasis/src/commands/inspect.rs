@@ -235,6 +235,7 @@ fn kind(kind: &Kind) -> &'static str {
         Kind::Tcp(_) => "TCP socket",
         Kind::Udp(_) => "UDP socket",
         Kind::Netlink(_) => "netlink socket",
+        Kind::MessageQueue(_) => "message queue",
     }
 }
 
