@@ -705,6 +705,102 @@ static void borrow(void) {
     while (access("returned", F_OK) != 0) sleep_ms(5);
 }
 
+/* One of each, with keys and names that the file `keys` gives to another program. */
+struct all {
+    key_t key;
+    char name[64];
+    int segment, unattached, set, queue;
+    mqd_t mqueue;
+    char *memory;
+};
+
+static void make_all(struct all *all, const char *text) {
+    all->segment = make_segment(all->key, SIZE, 0600);
+    all->unattached = make_segment(all->key + 1, 100, 0600);
+    all->set = make_set(all->key, 2, (unsigned short[]){3, 8});
+    all->queue = make_queue(all->key);
+    post(all->queue, 5, text, strlen(text));
+    all->mqueue = make_mq(all->name, 3, 100);
+    CHECK(mq_send(all->mqueue, text, strlen(text), 4) == 0);
+    char *memory = shmat(all->unattached, NULL, 0);
+    strcpy(memory, text);
+    CHECK(shmdt(memory) == 0);
+    all->memory = shmat(all->segment, NULL, 0);
+    strcpy(all->memory + 5000, text);
+}
+
+static void expect_all(const struct all *all, const char *text, long attached) {
+    CHECK_EQ(shmget(all->key, 0, 0), all->segment);
+    CHECK_EQ(shmget(all->key + 1, 0, 0), all->unattached);
+    CHECK_EQ(semget(all->key, 0, 0), all->set);
+    CHECK_EQ(msgget(all->key, 0), all->queue);
+    CHECK_EQ(segment(all->segment).shm_nattch, attached);
+    CHECK(strcmp(all->memory + 5000, text) == 0);
+    char *memory = shmat(all->unattached, NULL, 0);
+    CHECK(memory != (void *)-1 && strcmp(memory, text) == 0 && shmdt(memory) == 0);
+    CHECK(value(all->set, 0) == 3 && value(all->set, 1) == 8);
+    expect(all->queue, 0, 5, text, strlen(text));
+    mqd_t by_name = mq_open(all->name, O_RDONLY | O_NONBLOCK);
+    CHECK(by_name >= 0);
+    expect_mq(by_name, text, 4);
+    struct mq_attr state;
+    CHECK(mq_getattr(all->mqueue, &state) == 0 && state.mq_curmsgs == 0);
+    CHECK(shmctl(all->segment, IPC_RMID, NULL) == 0 && shmctl(all->unattached, IPC_RMID, NULL) == 0);
+    CHECK(semctl(all->set, 0, IPC_RMID) == 0 && msgctl(all->queue, IPC_RMID, NULL) == 0);
+    CHECK(mq_unlink(all->name) == 0);
+}
+
+static void everything(void) {
+    struct all all = {.key = next_key()};
+    next_key();
+    strcpy(all.name, mq_name(0));
+    make_all(&all, "the job's");
+    CHECK(change(all.set, 1, -2, SEM_UNDO) == 0 && change(all.set, 1, 2, 0) == 0);
+    FILE *keys = fopen("keys", "w");
+    CHECK(keys != NULL);
+    fprintf(keys, "%d %s\n", all.key, all.name);
+    fclose(keys);
+    ready_and_wait();
+    expect_all(&all, "the job's", 1);
+}
+
+/* Spoils what the job has left behind, as it would have itself had it run on. */
+static void spoil(void) {
+    struct all all;
+    FILE *keys = fopen("keys", "r");
+    CHECK(keys != NULL && fscanf(keys, "%d %63s", &all.key, all.name) == 2);
+    fclose(keys);
+    char *memory = shmat(shmget(all.key, 0, 0), NULL, 0);
+    memset(memory, 'x', SIZE);
+    int left = semget(all.key, 0, 0), queue = msgget(all.key, 0);
+    CHECK(change(left, 0, 5, 0) == 0);
+    post(queue, 6, "more", 4);
+    mqd_t open = mq_open(all.name, O_RDWR);
+    expect_mq(open, "the job's", 4);
+}
+
+static void occupy(void) {
+    struct all all;
+    FILE *keys = fopen("keys", "r");
+    CHECK(keys != NULL && fscanf(keys, "%d %63s", &all.key, all.name) == 2);
+    fclose(keys);
+    make_all(&all, "a stranger's");
+    say("ready\n");
+    while (access("returned", F_OK) != 0) sleep_ms(5);
+    expect_all(&all, "a stranger's", 1);
+}
+
+/* Objects that have nothing to do with a job. */
+static void stranger(void) {
+    struct all all = {.key = next_key()};
+    next_key();
+    strcpy(all.name, mq_name(0));
+    make_all(&all, "a stranger's");
+    say("ready\n");
+    while (access("returned", F_OK) != 0) sleep_ms(5);
+    expect_all(&all, "a stranger's", 1);
+}
+
 static const struct check_case cases[] = {
     {"clean", clean},
     {"segments", segments},
@@ -722,6 +818,10 @@ static const struct check_case cases[] = {
     {"blocked_mqueues", blocked_mqueues},
     {"stream", stream},
     {"notify", notify},
+    {"everything", everything},
+    {"spoil", spoil},
+    {"occupy", occupy},
+    {"stranger", stranger},
     {"lend", lend},
     {"borrow", borrow},
 };

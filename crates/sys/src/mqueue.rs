@@ -309,32 +309,62 @@ mod tests {
     use super::*;
     use std::os::fd::AsFd;
 
-    #[test]
-    fn messages_are_looked_at_and_are_there_afterwards() {
-        let name = format!("stasis-test-{}", std::process::id());
+    /// A queue without a name; `None` where the kernel has none.
+    fn queue(name: &str) -> Option<OwnedFd> {
+        let name = format!("stasis-test-{name}-{}", std::process::id());
         let name = std::ffi::CString::new(name).expect("a name");
         let queue = match make(&name, &Attributes::new(5, 100)) {
             Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
                 println!("skipped: no message queues in this kernel");
-                return;
+                return None;
             }
             made => made.expect("a queue"),
         };
         unlink(&name).expect("its name goes");
-        let sent: [(u32, &[u8]); 5] = [(1, b"a"), (9, b"b"), (1, b""), (9, b"d"), (0, b"e")];
-        for (priority, text) in sent {
+        for (priority, text) in SENT {
             send(queue.as_fd(), priority, text).expect("there is room");
         }
-        let before = attributes(queue.as_fd()).expect("attributes");
-        assert_eq!(before.messages, 5);
-        let seen = look(queue.as_fd(), &before).expect("looked at");
-        let order = [(9, &b"b"[..]), (9, b"d"), (1, b"a"), (1, b""), (0, b"e")];
-        assert_eq!(seen, order.map(|(priority, text)| (priority, text.to_vec())));
-        assert_eq!(attributes(queue.as_fd()).expect("attributes"), before);
-        for (priority, text) in order {
+        Some(queue)
+    }
+
+    const SENT: [(u32, &[u8]); 5] = [(1, b"a"), (9, b"b"), (1, b""), (9, b"d"), (0, b"e")];
+    const ORDER: [(u32, &[u8]); 5] = [(9, b"b"), (9, b"d"), (1, b"a"), (1, b""), (0, b"e")];
+
+    fn expect_order(queue: &OwnedFd) {
+        for (priority, text) in ORDER {
             let mut buffer = [0; 100];
             let (p, length) = receive(queue.as_fd(), &mut buffer).expect("a message");
             assert_eq!((p, &buffer[..length]), (priority, text));
         }
+        assert!(receive(queue.as_fd(), &mut [0; 100]).is_err(), "one more");
+    }
+
+    #[test]
+    fn what_a_killed_child_has_taken_is_put_back() {
+        for (taken, put) in [(0, 0), (2, 0), (5, 0), (5, 3), (5, 5)] {
+            let Some(queue) = queue(&format!("killed-{taken}-{put}")) else {
+                return;
+            };
+            let mut shared = Shared::new(5, 100).expect("memory");
+            for n in 0..taken {
+                shared.take(n, queue.as_fd(), 100).expect("a message");
+            }
+            (0..put).for_each(|n| put_back(&mut shared, n, queue.as_fd()));
+            recover(&mut shared, 5, queue.as_fd(), 100).expect("recovered");
+            expect_order(&queue);
+        }
+    }
+
+    #[test]
+    fn messages_are_looked_at_and_are_there_afterwards() {
+        let Some(queue) = queue("look") else {
+            return;
+        };
+        let before = attributes(queue.as_fd()).expect("attributes");
+        assert_eq!(before.messages, 5);
+        let seen = look(queue.as_fd(), &before).expect("looked at");
+        assert_eq!(seen, ORDER.map(|(priority, text)| (priority, text.to_vec())));
+        assert_eq!(attributes(queue.as_fd()).expect("attributes"), before);
+        expect_order(&queue);
     }
 }
