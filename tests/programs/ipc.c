@@ -687,6 +687,28 @@ static void notify(void) {
     CHECK(mq_unlink(mq_name(0)) == 0);
 }
 
+/* A queue that is made in an ipc namespace of the job's own, as a first one was open before, and closed. */
+static void closed_mqueue(void) {
+    common = make_mq(mq_name(0), 3, 100);
+    ready_and_wait();
+    mqd_t other = make_mq(mq_name(1), 4, 50);
+    CHECK(mq_send(other, "one", 3, 1) == 0 && mq_send(other, "two", 3, 2) == 0);
+    CHECK(fchmod(other, 0604) == 0);
+    CHECK(mq_close(other) == 0);
+    say("closed\n");
+    while (access("end", F_OK) != 0) sleep_ms(5);
+    other = mq_open(mq_name(1), O_RDWR);
+    CHECK(other >= 0);
+    struct mq_attr state;
+    CHECK(mq_getattr(other, &state) == 0 && state.mq_maxmsg == 4 && state.mq_msgsize == 50 && state.mq_curmsgs == 2);
+    struct stat about;
+    CHECK(fstat(other, &about) == 0);
+    CHECK_EQ(about.st_mode & 07777, 0604);
+    expect_mq(other, "two", 2);
+    expect_mq(other, "one", 1);
+    CHECK(mq_unlink(mq_name(0)) == 0 && mq_unlink(mq_name(1)) == 0);
+}
+
 /* A queue with a message that another job opens as well. */
 static void lend(void) {
     common = make_mq("/stasis-ipc-lent", 3, 100);
@@ -822,6 +844,7 @@ static const struct check_case cases[] = {
     {"spoil", spoil},
     {"occupy", occupy},
     {"stranger", stranger},
+    {"closed_mqueue", closed_mqueue},
     {"lend", lend},
     {"borrow", borrow},
 };

@@ -104,6 +104,26 @@ fn lent_queue() {
     assert!(end.success() && end.stdout.ends_with("ok\n"), "{end:?}");
 }
 
+/// In namespaces of its own, all queues are the job's, also those that no process has open.
+#[test]
+fn closed_mqueue() {
+    need!("cc");
+    let objects = with_strategy(Sandbox::new(), "namespaces");
+    let sandbox = &objects.sandbox;
+    let mut job = sandbox.run(&objects.argv("closed_mqueue"));
+    job.wait_line("ready");
+    let image = job.checkpoint();
+    job.kill_all();
+    let mut job = sandbox.restart(&image);
+    sandbox.write("go", "");
+    job.wait_line("closed");
+    let image = job.checkpoint();
+    job.kill_all();
+    sandbox.write("end", "");
+    let end = sandbox.restart(&image).finish();
+    assert!(end.success() && end.stdout.ends_with("ok\n"), "{end:?}");
+}
+
 #[test]
 fn shared_undo() {
     check_refused("shared_undo", &["SEM_UNDO", "is shared with process"]);

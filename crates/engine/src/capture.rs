@@ -291,6 +291,7 @@ pub fn capture(
     }
     collected.shared.tie(&open.inodes);
     let mut job_s = owner(frozen, job.keeper);
+    job_s.queues = open.inodes.iter().map(|(_, inode)| *inode).collect();
     let mut mapped = HashMap::new();
     for vma in outside.iter().flat_map(|seen| &seen.vmas) {
         if let Some(id) = vma.segment() {

@@ -3,7 +3,9 @@
 //! Saved: name, limits, owner, mode, the messages with their priorities in their order, and of each description whether it reads or writes,
 //! and whether it waits. Queues whose name is gone come back without one. Threads that wait in mq_send(3) or mq_receive(3) wait again.
 //!
-//! Not saved: queues that no process of the job has open. Nobody can tell who has made those.
+//! Queues that no process has open: in an ipc namespace of the job's own, all are the job's, and are saved. On the host nobody can tell who has made
+//! one; where `/dev/mqueue` shows them, those of the same user that were made or used since the job began are saved. One of these is left out
+//! at a restart where its name is in use.
 //!
 //! Refused by name: a queue that is to notify a process (`mq_notify(3)`), as the kernel does not show what value the notice would have; one with
 //! messages that a process outside has open as well, or that its owner may not read and write.
@@ -77,6 +79,74 @@ pub struct Queue {
 const MAGIC: u64 = 0x1980_0202;
 const ACCESS: u32 = libc::O_ACCMODE as u32;
 const CLOSE: &str = "let the program close it before the checkpoint";
+
+/// Queues that no process has open, and no description of `known` (their inodes) is of: all in the directory `shown`, or those of this user
+/// that have been used since `began`, in seconds since 1970.
+#[must_use]
+pub fn unopened(shown: &str, known: &[u64], began: Option<i64>) -> Vec<Queue> {
+    let shows = statfs(shown).is_ok_and(|fs| fs.f_type as u64 == MAGIC);
+    let names = shows.then(|| fs::read_dir(shown).ok()).flatten();
+    let names = names.into_iter().flatten().flatten();
+    let user = rustix::process::geteuid().as_raw();
+    let mut queues = Vec::new();
+    for entry in names {
+        let Ok(about) = entry.metadata() else {
+            continue;
+        };
+        let other = known.contains(&about.ino())
+            || about.uid() != user
+            || began.is_some_and(|began| about.ctime() < began);
+        if other || (began.is_some() && holder((about.dev(), about.ino()), &[]).is_some()) {
+            continue;
+        }
+        queues.extend(closed(entry.file_name().as_bytes()).ok());
+    }
+    queues
+}
+
+/// A queue that nobody has open, by its name.
+fn closed(name: &[u8]) -> io::Result<Queue> {
+    let queue = open(&CString::new(name).map_err(io::Error::other)?)?;
+    let (stat, attributes) = (fstat(&queue)?, mqueue::attributes(queue.as_fd())?);
+    let messages = mqueue::look(queue.as_fd(), &attributes)?.into_iter();
+    Ok(Queue {
+        name: name.to_vec(),
+        unlinked: false,
+        max_messages: attributes.max_messages,
+        max_size: attributes.max_size,
+        mode: stat.st_mode & 0o7777,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        inode: (stat.st_ino, crate::ipc::boot()),
+        messages: messages
+            .map(|(priority, text)| (priority, ByteBuf::from(text)))
+            .collect(),
+    })
+}
+
+/// Makes a queue that nobody has open. One whose name is in use, or that is not allowed here, is left out.
+///
+/// # Errors
+/// When its messages cannot be sent.
+pub fn make_closed(queue: &Queue, notes: &mut Vec<String>) -> Result<(), EngineError> {
+    let shown = String::from_utf8_lossy(&queue.name);
+    let what = || format!("making message queue /{shown}");
+    let name = CString::new(queue.name.clone())
+        .map_err(io::Error::other)
+        .context(what)?;
+    let made = mqueue::make(&name, &Attributes::new(queue.max_messages, queue.max_size));
+    let fd = match made {
+        Ok(fd) => fd,
+        Err(error) => {
+            notes.push(format!("message queue /{shown}, which no process has open, is left as it is: {error}"));
+            return Ok(());
+        }
+    };
+    for (priority, text) in &queue.messages {
+        mqueue::send(fd.as_fd(), *priority, text).context(what)?;
+    }
+    fchmod(&fd, Mode::from_raw_mode(queue.mode)).context(what)
+}
 
 /// Captures one; `None` for another kind of file.
 pub(super) fn capture(whole: &Survey, found: &Found) -> Result<Option<State>, Obstacle> {

@@ -27,6 +27,8 @@ pub struct Job {
     pub user: u32,
     /// The segments that its processes have attached.
     pub attached: BTreeSet<i32>,
+    /// The inodes of what they have open, among them POSIX message queues.
+    pub queues: Vec<u64>,
 }
 
 impl Job {
@@ -38,6 +40,7 @@ impl Job {
             began: started(keeper).unwrap_or(i64::MAX),
             user: rustix::process::geteuid().as_raw(),
             attached: BTreeSet::new(),
+            queues: Vec::new(),
         }
     }
 

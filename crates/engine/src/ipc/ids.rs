@@ -15,6 +15,7 @@
 
 use super::table::{Kind, Object, Row};
 use super::{State, belonging, failure, queues, segments, semaphores};
+use crate::descriptors::mqueues;
 use crate::restart::{Strategy, refusal};
 use crate::store::Loader;
 use crate::{EngineError, Refusal};
@@ -167,6 +168,9 @@ pub fn make(
     }
     for queue in state.queues.iter().filter(|queue| wanted(Kind::Queue, &queue.object)) {
         queues::fill(queue, notes)?;
+    }
+    for queue in &state.closed {
+        mqueues::make_closed(queue, notes)?;
     }
     Ok(attachments)
 }

@@ -23,6 +23,7 @@ pub use belonging::Job;
 pub use scout::Sight;
 pub use table::Kind;
 
+use crate::descriptors::mqueues;
 use crate::error::Context;
 use crate::freeze::Frozen;
 use crate::inquiry::Outside;
@@ -47,6 +48,8 @@ pub struct State {
     pub queues: Vec<queues::State>,
     /// What processes undo when they end.
     pub undo: Vec<undo::State>,
+    /// POSIX message queues that no process has open.
+    pub closed: Vec<mqueues::Queue>,
 }
 
 /// Gives stored contents back, piece by piece.
@@ -98,7 +101,7 @@ impl State {
     /// Whether there is nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.segments.is_empty() && self.sets.is_empty() && self.queues.is_empty()
+        self.segments.is_empty() && self.sets.is_empty() && self.queues.is_empty() && self.closed.is_empty()
     }
 
     /// Every object with its kind and size.
@@ -192,6 +195,7 @@ pub fn capture(
         sets,
         queues: std::mem::take(&mut gathered.queues),
         undo: Vec::new(),
+        closed: std::mem::take(&mut gathered.closed),
     };
     Ok(Captured {
         state,

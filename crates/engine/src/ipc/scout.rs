@@ -8,8 +8,10 @@ use super::belonging::Job;
 use super::table::{Kind, Object, Row};
 use super::{queues, segments, semaphores};
 use crate::EngineError;
+use crate::descriptors::mqueues;
 use crate::error::Context;
 use rustix::io::Errno;
+use rustix::mount::{MountFlags, mount};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use serde::{Deserialize, Serialize};
 use stasis_sys::process::{self, Fork};
@@ -30,6 +32,8 @@ pub struct Gathered {
     pub sets: Vec<semaphores::State>,
     /// Queues.
     pub queues: Vec<queues::State>,
+    /// POSIX message queues that nobody has open.
+    pub closed: Vec<mqueues::Queue>,
     /// What is the program's without doubt and could not be looked at, and why.
     pub failures: Vec<(Kind, i32, String)>,
 }
@@ -105,16 +109,19 @@ impl Sight {
                     ways.push(File::open(&path).context(|| format!("opening {path}"))?);
                 }
             }
-            return Scout::send(&ways).map(Some);
+            return Scout::send(&ways, &job.queues).map(Some);
         }
+        const SHOWN: &str = "/dev/mqueue";
+        let closed = mqueues::unopened(SHOWN, &job.queues, Some(job.began));
         let any = |kind: Kind| {
             let rows = kind.rows();
             rows.iter().any(|row| job.claim(kind, row).is_some())
         };
-        if !Kind::ALL.into_iter().any(any) {
+        if closed.is_empty() && !Kind::ALL.into_iter().any(any) {
             return Ok(None);
         }
-        let (gathered, attachments) = Gathered::gather(&|kind, row| job.claim(kind, row));
+        let (mut gathered, attachments) = Gathered::gather(&|kind, row| job.claim(kind, row));
+        gathered.closed = closed;
         Ok(Some(Sight {
             gathered,
             memory: Memory::open(Pid::current()).context(|| "opening memory".into())?,
@@ -144,7 +151,7 @@ const LENGTH: usize = size_of::<u64>();
 const MOST: u64 = 1 << 30;
 
 impl Scout {
-    fn send(ways: &[File]) -> Result<Sight, EngineError> {
+    fn send(ways: &[File], queues: &[u64]) -> Result<Sight, EngineError> {
         let looking = || "looking at the job's ipc namespace".to_owned();
         let (here, there) = rustix::net::socketpair(
             AddressFamily::UNIX,
@@ -156,7 +163,7 @@ impl Scout {
         let mut scout = match process::fork_beside_threads().context(looking)? {
             Fork::Child => {
                 drop(here);
-                process::exit_now(i32::from(report(ways, there).is_err()))
+                process::exit_now(i32::from(report(ways, queues, there).is_err()))
             }
             Fork::Parent(pid) => Scout {
                 pid,
@@ -190,7 +197,7 @@ impl Scout {
 }
 
 /// In the scout.
-fn report(ways: &[File], line: OwnedFd) -> io::Result<()> {
+fn report(ways: &[File], queues: &[u64], line: OwnedFd) -> io::Result<()> {
     signal::set_mask(SignalSet::ALL)?;
     // What the supervisor holds, such as the lock of the image, it holds alone.
     let keep: Vec<_> = ways.iter().map(AsRawFd::as_raw_fd).collect();
@@ -211,7 +218,8 @@ fn report(ways: &[File], line: OwnedFd) -> io::Result<()> {
                     ..row.object(kind)
                 })
             };
-            let (gathered, attachments) = Gathered::gather(&all);
+            let (mut gathered, attachments) = Gathered::gather(&all);
+            gathered.closed = closed_queues(queues);
             (Ok(gathered), attachments)
         }
         Err(error) => (Err(error.to_string()), Vec::new()),
@@ -224,4 +232,18 @@ fn report(ways: &[File], line: OwnedFd) -> io::Result<()> {
     let _ = line.read(&mut [0]);
     drop(attachments);
     Ok(())
+}
+
+/// The queues of the namespace that nobody has open. Mounted where only this process sees it, their file system shows them.
+fn closed_queues(open: &[u64]) -> Vec<mqueues::Queue> {
+    const PLACE: &str = "/dev";
+    let mounted = namespace::unshare(namespace::MOUNT).and_then(|()| {
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        Ok(mount("mqueue", PLACE, "mqueue", flags, None::<&std::ffi::CStr>)?)
+    });
+    match mounted {
+        Ok(()) => mqueues::unopened(PLACE, open, None),
+        // A kernel without such queues.
+        Err(_) => Vec::new(),
+    }
 }
