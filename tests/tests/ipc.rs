@@ -1,8 +1,6 @@
 //! System V IPC and POSIX message queues come back as they were.
 
-use stasis_tests::{
-    Finished, Linkage, Running, Sandbox, need, program, verify_after_restart,
-};
+use stasis_tests::{Finished, Linkage, Running, Sandbox, need, program, verify_after_restart};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -268,7 +266,12 @@ fn root_on_the_host() {
 fn killed_supervisor() {
     need!("cc");
     for case in ["undo", "everything", "mqueues"] {
-        for step in ["asking-aimed", "asking-called", "asking-noticed", "captured"] {
+        for step in [
+            "asking-aimed",
+            "asking-called",
+            "asking-noticed",
+            "captured",
+        ] {
             let objects = Objects::new(Sandbox::new());
             let mut command = objects.sandbox.run_command(&objects.argv(case));
             command.env("STASIS_TEST_FAULT", format!("kill@{step}"));

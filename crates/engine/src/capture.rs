@@ -296,6 +296,9 @@ pub fn capture(
     for vma in outside.iter().flat_map(|seen| &seen.vmas) {
         if let Some(id) = vma.segment() {
             job_s.attached.insert(id);
+            if vma.has(b"ht") {
+                job_s.huge.insert(id);
+            }
             *mapped.entry(id).or_default() += 1;
         }
     }

@@ -3,7 +3,9 @@
 use crate::checkpoint::JobInfo;
 use crate::descriptors::{Description, Table, ptys};
 use crate::file_policy::FileRecord;
-use crate::{EngineError, attributes, credentials, ipc, memory, processor, signals, threads, timers};
+use crate::{
+    EngineError, attributes, credentials, ipc, memory, processor, signals, threads, timers,
+};
 use serde::{Deserialize, Serialize};
 use stasis_image::Image;
 use stasis_sys::Pid;
@@ -150,12 +152,47 @@ impl Tree {
     /// # Errors
     /// None in practice.
     pub fn encode(&self) -> Result<Vec<u8>, EngineError> {
-        let describing =
-            |error| EngineError::Failed(format!("describing the program: {error}"));
+        let describing = |error| EngineError::Failed(format!("describing the program: {error}"));
         let mut bytes = postcard::to_stdvec(self).map_err(describing)?;
         if !self.ipc.is_empty() {
             bytes.extend(postcard::to_stdvec(&self.ipc).map_err(describing)?);
         }
         Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn system_v_objects_stand_behind_the_tree_and_only_where_there_are_any() {
+        // Zeros are a tree with nothing in it, and what images without such objects look like.
+        let (tree, _) = postcard::take_from_bytes::<Tree>(&[0; 4096]).expect("zeros are values");
+        let plain = tree.encode().expect("encoded");
+        assert!(plain.iter().all(|byte| *byte == 0));
+        assert!(Tree::decode(&plain).expect("decoded").ipc.is_empty());
+        let set = ipc::semaphores::State {
+            object: ipc::table::Object {
+                id: 32769,
+                key: -1,
+                uid: 0,
+                gid: 0,
+                mode: 0o600,
+                maker: 0,
+                changed: 0,
+                used: 0,
+                users: Vec::new(),
+                certain: true,
+            },
+            values: vec![3, 0],
+            last: vec![Pid(0), Pid(7)],
+        };
+        let mut tree = tree;
+        tree.ipc.sets.push(set);
+        let bytes = tree.encode().expect("encoded");
+        assert!(bytes.starts_with(&plain));
+        assert_eq!(Tree::decode(&bytes).expect("decoded").ipc, tree.ipc);
+        assert!(Tree::decode(&bytes[..bytes.len() - 1]).is_err());
     }
 }

@@ -190,7 +190,9 @@ impl Shared {
         assert!((n + 1) * self.place <= all, "a place of this memory");
         // SAFETY: the range lies inside the mapping (checked above), which `self` owns and the caller borrows; parent and child never
         // use it at the same time: the parent waits for the child's end.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().add(n * self.place), self.place) }
+        unsafe {
+            std::slice::from_raw_parts_mut(self.start.as_ptr().add(n * self.place), self.place)
+        }
     }
 
     /// The kernel writes the message itself to where both can see it.
@@ -363,7 +365,10 @@ mod tests {
         let before = attributes(queue.as_fd()).expect("attributes");
         assert_eq!(before.messages, 5);
         let seen = look(queue.as_fd(), &before).expect("looked at");
-        assert_eq!(seen, ORDER.map(|(priority, text)| (priority, text.to_vec())));
+        assert_eq!(
+            seen,
+            ORDER.map(|(priority, text)| (priority, text.to_vec()))
+        );
         assert_eq!(attributes(queue.as_fd()).expect("attributes"), before);
         expect_order(&queue);
     }

@@ -8,8 +8,8 @@ use super::fdinfo::FdInfo;
 use super::{
     CaptureContext, Captured, Description, DescriptionId, Descriptor, Kind, Outside, ProcessView,
     Table, devices, directories, epoll, eventfd, fifos, files, inet, inherited, locks, memfd,
-    mqueues, netlink, owner, pidfd, pipes, ptys, signalfd, stdio, tcp, timerfd, ttys, udp, unix_sockets,
-    unsupported,
+    mqueues, netlink, owner, pidfd, pipes, ptys, signalfd, stdio, tcp, timerfd, ttys, udp,
+    unix_sockets, unsupported,
 };
 use crate::error::Context;
 use crate::{EngineError, Refusal};

@@ -138,7 +138,9 @@ pub fn make_closed(queue: &Queue, notes: &mut Vec<String>) -> Result<(), EngineE
     let fd = match made {
         Ok(fd) => fd,
         Err(error) => {
-            notes.push(format!("message queue /{shown}, which no process has open, is left as it is: {error}"));
+            notes.push(format!(
+                "message queue /{shown}, which no process has open, is left as it is: {error}"
+            ));
             return Ok(());
         }
     };
@@ -165,10 +167,11 @@ pub(super) fn capture(whole: &Survey, found: &Found) -> Result<Option<State>, Ob
     let what = || format!("looking at {found}");
     let duplicate = found.duplicate()?;
     let attributes = mqueue::attributes(duplicate.as_fd()).context(what)?;
-    let both = reopen(duplicate.as_fd(), (libc::O_RDWR | libc::O_NONBLOCK) as u32).map_err(|error| {
-        let reason = format!("is a message queue that cannot be looked at: {error}");
-        found.refuse(reason, "give its owner the right to read and write it")
-    })?;
+    let both =
+        reopen(duplicate.as_fd(), (libc::O_RDWR | libc::O_NONBLOCK) as u32).map_err(|error| {
+            let reason = format!("is a message queue that cannot be looked at: {error}");
+            found.refuse(reason, "give its owner the right to read and write it")
+        })?;
     if let Some(process) = notified(both.as_fd()).context(what)? {
         return Err(found.refuse(
             format!("is a message queue that is to notify process {process} (mq_notify), with a value that the kernel does not show"),
@@ -181,7 +184,10 @@ pub(super) fn capture(whole: &Survey, found: &Found) -> Result<Option<State>, Ob
         messages(whole, found, both.as_fd(), &attributes)?
     };
     let (link, unlinked) = without_deleted(&found.link);
-    let name = link.as_bytes().strip_prefix(b"/").unwrap_or(link.as_bytes());
+    let name = link
+        .as_bytes()
+        .strip_prefix(b"/")
+        .unwrap_or(link.as_bytes());
     Ok(Some(state(Some(Queue {
         name: name.to_vec(),
         unlinked,
@@ -284,11 +290,15 @@ pub fn problems(descriptions: &[Description], apart: bool) -> Vec<Refusal> {
     let mut problems = Vec::new();
     for (_, queue) in queues(descriptions) {
         let object = format!("message queue /{}", String::from_utf8_lossy(&queue.name));
-        let mut problem = |reason: String, hint: &str| problems.push(refusal(&object, reason, hint));
+        let mut problem =
+            |reason: String, hint: &str| problems.push(refusal(&object, reason, hint));
         if !fits(queue, limits) {
             let (messages, size) = limits;
             problem(
-                format!("it holds {} messages of {} bytes, and {messages} of {size} are allowed", queue.max_messages, queue.max_size),
+                format!(
+                    "it holds {} messages of {} bytes, and {messages} of {size} are allowed",
+                    queue.max_messages, queue.max_size
+                ),
                 if apart {
                     "restart with --strategy burn, as the job has System V objects as well"
                 } else {
@@ -299,11 +309,16 @@ pub fn problems(descriptions: &[Description], apart: bool) -> Vec<Refusal> {
         if apart || queue.unlinked {
             continue;
         }
-        match CString::new(queue.name.clone()).map_err(io::Error::other).and_then(|name| open(&name)) {
+        match CString::new(queue.name.clone())
+            .map_err(io::Error::other)
+            .and_then(|name| open(&name))
+        {
             Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => {}
             Ok(there) if is_leftover(queue, there.as_fd()) => {}
             found => {
-                let whose = found.err().map_or(String::new(), |error| format!(" ({error})"));
+                let whose = found
+                    .err()
+                    .map_or(String::new(), |error| format!(" ({error})"));
                 problem(
                     format!("its name is in use by another queue{whose}"),
                     "remove that one if nothing needs it (mq_unlink), or restart with --strategy namespaces where the host allows it",
@@ -340,7 +355,12 @@ pub(super) fn make_all(
 ) -> Result<Making, EngineError> {
     let mut making = Making::default();
     for (id, queue) in queues(descriptions) {
-        let what = || format!("making message queue /{}", String::from_utf8_lossy(&queue.name));
+        let what = || {
+            format!(
+                "making message queue /{}",
+                String::from_utf8_lossy(&queue.name)
+            )
+        };
         let name = if queue.unlinked {
             CString::new(format!("stasis.{}.{}", Pid::current(), id.0))
         } else {
@@ -410,12 +430,20 @@ impl Making {
             let Some((name, fd)) = self.0.get(&id) else {
                 continue;
             };
-            let what = || format!("making message queue /{}", String::from_utf8_lossy(&queue.name));
+            let what = || {
+                format!(
+                    "making message queue /{}",
+                    String::from_utf8_lossy(&queue.name)
+                )
+            };
             let now = fstat(fd).context(what)?;
             if (now.st_uid, now.st_gid) != (queue.uid, queue.gid) {
                 let owner = (Uid::from_raw(queue.uid), Gid::from_raw(queue.gid));
                 if fchown(fd, Some(owner.0), Some(owner.1)).is_err() {
-                    notes.push(format!("{} has another owner", what().replacen("making ", "", 1)));
+                    notes.push(format!(
+                        "{} has another owner",
+                        what().replacen("making ", "", 1)
+                    ));
                 }
             }
             fchmod(fd, Mode::from_raw_mode(queue.mode)).context(what)?;

@@ -3,8 +3,8 @@
 use super::pipes::Spares;
 use super::{
     Description, DescriptionId, Descriptor, Kind, Plan, ProcessView, RestoreContext, Table,
-    devices, directories, epoll, eventfd, fifos, files, inherited, locks, memfd, mqueues, netlink, owner,
-    pidfd, pipes, ptys, signalfd, stdio, tcp, timerfd, ttys, udp, unix_sockets,
+    devices, directories, epoll, eventfd, fifos, files, inherited, locks, memfd, mqueues, netlink,
+    owner, pidfd, pipes, ptys, signalfd, stdio, tcp, timerfd, ttys, udp, unix_sockets,
 };
 use crate::error::Context;
 use crate::{EngineError, Refusal};

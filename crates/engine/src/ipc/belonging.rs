@@ -27,6 +27,8 @@ pub struct Job {
     pub user: u32,
     /// The segments that its processes have attached.
     pub attached: BTreeSet<i32>,
+    /// Those among them that are made of huge pages.
+    pub huge: BTreeSet<i32>,
     /// The inodes of what they have open, among them POSIX message queues.
     pub queues: Vec<u64>,
 }
@@ -40,6 +42,7 @@ impl Job {
             began: started(keeper).unwrap_or(i64::MAX),
             user: rustix::process::geteuid().as_raw(),
             attached: BTreeSet::new(),
+            huge: BTreeSet::new(),
             queues: Vec::new(),
         }
     }
@@ -50,8 +53,8 @@ impl Job {
         let mut object = row.object(kind);
         let attached = kind == Kind::Segment && self.attached.contains(&object.id);
         let ours = |user: &Pid| {
-            let since = started(*user);
-            self.members.contains(user) && since.is_none_or(|since| could_have(since, object.used))
+            self.members.contains(user)
+                && started(*user).is_none_or(|since| could_have(since, object.used))
         };
         object.certain = attached || object.users.iter().any(ours);
         let same_user = object.uid == self.user && object.maker == self.user;

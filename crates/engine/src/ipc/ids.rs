@@ -64,10 +64,7 @@ fn is_leftover(state: &State, kind: Kind, object: &Object, size: u64, row: &Row)
     let found = row.object(kind);
     let same = (found.id, found.key, found.uid, found.maker, row.size())
         == (object.id, object.key, object.uid, object.maker, size);
-    state.boot == super::boot()
-        && same
-        && row.attached() == 0
-        && belonging::is_abandoned(&found)
+    state.boot == super::boot() && same && row.attached() == 0 && belonging::is_abandoned(&found)
 }
 
 /// How each object comes back, in the order of [`State::objects`], and what stands in the way.
@@ -85,9 +82,16 @@ fn ways(state: &State, strategy: Strategy) -> Result<Vec<Way>, Vec<Refusal>> {
                 continue;
             }
             Some(row) => {
-                let what = if row.id(kind) == object.id { "id" } else { "key" };
+                let what = if row.id(kind) == object.id {
+                    "id"
+                } else {
+                    "key"
+                };
                 (
-                    format!("its {what} is in use by an object of user {}", row.object(kind).uid),
+                    format!(
+                        "its {what} is in use by an object of user {}",
+                        row.object(kind).uid
+                    ),
                     format!(
                         "remove that if nothing needs it ({}), or restart with --strategy namespaces where the host allows it",
                         kind.removal(row.id(kind))
@@ -124,11 +128,17 @@ pub fn plan(state: &State, strategy: Strategy, refusals: &mut Vec<Refusal>) {
         refusals.extend(more);
     }
     if strategy == Strategy::Namespaces {
-        let too_full = state.queues.iter().filter(|queue| queue.bytes() > QUEUE_ROOM);
+        let too_full = state
+            .queues
+            .iter()
+            .filter(|queue| queue.bytes() > QUEUE_ROOM);
         refusals.extend(too_full.map(|queue| {
             refusal(
                 &Kind::Queue.words(queue.object.id),
-                format!("a new ipc namespace has no room for its messages of {} bytes", queue.bytes()),
+                format!(
+                    "a new ipc namespace has no room for its messages of {} bytes",
+                    queue.bytes()
+                ),
                 "restart as root, with --strategy privileged",
             )
         }));
@@ -152,6 +162,10 @@ pub fn make(
             Way::Make => make_one(kind, object, size)?,
             Way::TakeAgain => {}
             Way::LeaveOut => {
+                notes.push(format!(
+                    "{}, which may not be the program's, is left as it is: it cannot have its id or key",
+                    kind.words(object.id)
+                ));
                 left_out.insert((kind, object.id));
             }
         }
@@ -163,10 +177,18 @@ pub fn make(
             attachments.push(segments::fill(segment, loader, notes)?);
         }
     }
-    for set in state.sets.iter().filter(|set| wanted(Kind::Set, &set.object)) {
+    for set in state
+        .sets
+        .iter()
+        .filter(|set| wanted(Kind::Set, &set.object))
+    {
         semaphores::fill(set, notes)?;
     }
-    for queue in state.queues.iter().filter(|queue| wanted(Kind::Queue, &queue.object)) {
+    for queue in state
+        .queues
+        .iter()
+        .filter(|queue| wanted(Kind::Queue, &queue.object))
+    {
         queues::fill(queue, notes)?;
     }
     for queue in &state.closed {

@@ -101,7 +101,10 @@ impl State {
     /// Whether there is nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.segments.is_empty() && self.sets.is_empty() && self.queues.is_empty() && self.closed.is_empty()
+        self.segments.is_empty()
+            && self.sets.is_empty()
+            && self.queues.is_empty()
+            && self.closed.is_empty()
     }
 
     /// Every object with its kind and size.
@@ -143,31 +146,15 @@ pub fn capture(
     virtual_pids: &HashMap<Pid, Pid>,
     store: &Store,
 ) -> Result<Captured, EngineError> {
-    let Some(mut sight) = Sight::of(job, keeper)? else {
-        return Ok(Captured::default());
-    };
-    let gathered = &mut sight.gathered;
-    let missing = mapped
-        .keys()
-        .filter(|id| gathered.segments.iter().all(|seen| seen.state.object.id != **id))
-        .filter(|id| gathered.failures.iter().all(|failure| failure.1 != **id))
-        .map(|id| (Kind::Segment, *id, "it is in another ipc namespace".to_owned()));
-    let refusals: Vec<Refusal> = gathered
-        .failures
-        .iter()
-        .cloned()
-        .chain(missing)
-        .map(|(kind, id, reason)| Refusal {
-            pid: None,
-            process: String::new(),
-            object: kind.words(id),
-            reason: format!("it cannot be read: {reason}"),
-            hint: "give its owner the right to read it (mode 0600 or more)".into(),
-        })
-        .collect();
+    let sight = Sight::of(job, keeper)?;
+    let refusals = obstacles(job, sight.as_ref().map(|sight| &sight.gathered), mapped);
     if !refusals.is_empty() {
         return Err(EngineError::Refused(refusals));
     }
+    let Some(mut sight) = sight else {
+        return Ok(Captured::default());
+    };
+    let gathered = &mut sight.gathered;
     let mut notes = Vec::new();
     for seen in &mut gathered.segments {
         seen.state.contents = store.number();
@@ -202,6 +189,43 @@ pub fn capture(
         notes,
         sight: Some(sight),
     })
+}
+
+/// What cannot be saved.
+fn obstacles(
+    job: &Job,
+    gathered: Option<&scout::Gathered>,
+    mapped: &HashMap<i32, u64>,
+) -> Vec<Refusal> {
+    let failures = gathered.map_or(&[][..], |gathered| &gathered.failures);
+    let seen = gathered.map_or(&[][..], |gathered| &gathered.segments);
+    let unreadable = failures.iter().map(|(kind, id, error)| {
+        let hint = "give its owner the right to read it (mode 0600 or more)";
+        (*kind, *id, format!("it cannot be read: {error}"), hint)
+    });
+    let missing = mapped.keys().filter(|id| {
+        seen.iter().all(|seen| seen.state.object.id != **id)
+            && failures.iter().all(|(_, failed, _)| failed != *id)
+    });
+    let missing = missing.map(|id| {
+        let reason = "it is not in the job's ipc namespace".to_owned();
+        let hint = "let the program detach it before the checkpoint";
+        (Kind::Segment, *id, reason, hint)
+    });
+    let huge = job.huge.iter().map(|id| {
+        let reason = "it is made of huge pages (SHM_HUGETLB)".to_owned();
+        let hint = "use transparent huge pages instead";
+        (Kind::Segment, *id, reason, hint)
+    });
+    let all = unreadable.chain(missing).chain(huge);
+    all.map(|(kind, id, reason, hint)| Refusal {
+        pid: None,
+        process: String::new(),
+        object: kind.words(id),
+        reason,
+        hint: hint.into(),
+    })
+    .collect()
 }
 
 impl Captured {

@@ -39,6 +39,14 @@ pub struct Gathered {
 }
 
 impl Gathered {
+    fn is_empty(&self) -> bool {
+        self.segments.is_empty()
+            && self.sets.is_empty()
+            && self.queues.is_empty()
+            && self.closed.is_empty()
+            && self.failures.is_empty()
+    }
+
     /// Looks at everything that `claim` tells to be the job's. The segments stay attached while the list lives.
     fn gather(claim: &dyn Fn(Kind, &Row) -> Option<Object>) -> (Gathered, Vec<Attachment>) {
         let mut gathered = Gathered::default();
@@ -53,8 +61,12 @@ impl Gathered {
                         gathered.segments.push(seen);
                         attachments.push(attachment);
                     }),
-                    Kind::Set => semaphores::look(&object, &row).map(|seen| gathered.sets.push(seen)),
-                    Kind::Queue => queues::look(&object, &row).map(|seen| gathered.queues.push(seen)),
+                    Kind::Set => {
+                        semaphores::look(&object, &row).map(|seen| gathered.sets.push(seen))
+                    }
+                    Kind::Queue => {
+                        queues::look(&object, &row).map(|seen| gathered.queues.push(seen))
+                    }
                 };
                 match looked {
                     // Somebody else has removed it meanwhile.
@@ -113,15 +125,11 @@ impl Sight {
         }
         const SHOWN: &str = "/dev/mqueue";
         let closed = mqueues::unopened(SHOWN, &job.queues, Some(job.began));
-        let any = |kind: Kind| {
-            let rows = kind.rows();
-            rows.iter().any(|row| job.claim(kind, row).is_some())
-        };
-        if closed.is_empty() && !Kind::ALL.into_iter().any(any) {
-            return Ok(None);
-        }
         let (mut gathered, attachments) = Gathered::gather(&|kind, row| job.claim(kind, row));
         gathered.closed = closed;
+        if gathered.is_empty() {
+            return Ok(None);
+        }
         Ok(Some(Sight {
             gathered,
             memory: Memory::open(Pid::current()).context(|| "opening memory".into())?,
@@ -224,7 +232,8 @@ fn report(ways: &[File], queues: &[u64], line: OwnedFd) -> io::Result<()> {
         }
         Err(error) => (Err(error.to_string()), Vec::new()),
     };
-    let bytes = postcard::to_stdvec::<Result<Gathered, String>>(&answer).map_err(io::Error::other)?;
+    let bytes =
+        postcard::to_stdvec::<Result<Gathered, String>>(&answer).map_err(io::Error::other)?;
     let mut line = File::from(line);
     line.write_all(&(bytes.len() as u64).to_ne_bytes())?;
     line.write_all(&bytes)?;
@@ -239,7 +248,13 @@ fn closed_queues(open: &[u64]) -> Vec<mqueues::Queue> {
     const PLACE: &str = "/dev";
     let mounted = namespace::unshare(namespace::MOUNT).and_then(|()| {
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        Ok(mount("mqueue", PLACE, "mqueue", flags, None::<&std::ffi::CStr>)?)
+        Ok(mount(
+            "mqueue",
+            PLACE,
+            "mqueue",
+            flags,
+            None::<&std::ffi::CStr>,
+        )?)
     });
     match mounted {
         Ok(()) => mqueues::unopened(PLACE, open, None),

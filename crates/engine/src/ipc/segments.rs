@@ -60,7 +60,7 @@ pub fn look(object: &Object, row: &super::table::Row) -> io::Result<(Seen, Attac
     let attachment = Attachment::new(object.id, size as usize, true)?;
     // What is swapped out counts as not resident.
     let resident = if row.number::<u64>("swap").unwrap_or(0) > 0 {
-        vec![0..size.next_multiple_of(stasis_sys::pagemap::PAGE)]
+        std::iter::once(0..size.next_multiple_of(stasis_sys::pagemap::PAGE)).collect()
     } else {
         attachment.resident()?
     };
@@ -107,7 +107,12 @@ pub fn fill(
         gid: state.object.gid,
         mode: state.object.mode,
     };
-    super::tell(notes, super::Kind::Segment, id, sysv::set_segment(id, permissions));
+    super::tell(
+        notes,
+        super::Kind::Segment,
+        id,
+        sysv::set_segment(id, permissions),
+    );
     if state.ends {
         sysv::remove_segment(id).map_err(failed)?;
     }

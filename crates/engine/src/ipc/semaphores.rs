@@ -71,7 +71,11 @@ pub fn use_again(sets: &[State], process: Pid, calls: &mut Calls<'_>) -> Result<
             }
             let up = sysv::semaphore_operation(number as u16, 1, 0);
             let down = sysv::semaphore_operation(number as u16, -1, 0);
-            let both = if *value == MOST { [down, up] } else { [up, down] };
+            let both = if *value == MOST {
+                [down, up]
+            } else {
+                [up, down]
+            };
             // One that its program has no right to change was changed when it had it.
             let _ = operate(set.object.id, &both.concat(), calls);
         }

@@ -134,10 +134,7 @@ impl Row {
     #[must_use]
     pub fn object(&self, kind: Kind) -> Object {
         let id = self.id(kind);
-        let count = self
-            .number::<i32>("nsems")
-            .unwrap_or(0)
-            .min(MOST_LOOKED_AT);
+        let count = self.number::<i32>("nsems").unwrap_or(0).min(MOST_LOOKED_AT);
         let of_semaphores =
             (0..count).filter_map(|number| sysv::last_user_of_semaphore(id, number).ok());
         let named = ["cpid", "lpid", "lspid", "lrpid"];
@@ -190,7 +187,10 @@ mod tests {
         let object = rows[0].object(Kind::Queue);
         assert_eq!((object.id, object.key, object.mode), (7, -17, 0o640));
         assert_eq!(object.users, [Pid(4321), Pid(0)]);
-        assert_eq!((object.changed, object.used), (1_700_000_100, 1_700_000_200));
+        assert_eq!(
+            (object.changed, object.used),
+            (1_700_000_100, 1_700_000_200)
+        );
         assert_eq!(rows[0].number::<i32>("semid"), None);
         assert!(parse("").is_empty());
     }

@@ -48,7 +48,11 @@ fn probe(number: u16, value: u16, least: i32) -> Vec<u8> {
     let mut operations = Vec::new();
     let mut add = |change: i32, flags: i32| {
         let change = change.clamp(i32::from(i16::MIN), STEP) as i16;
-        operations.extend(semaphore_operation(number, change, flags | libc::IPC_NOWAIT));
+        operations.extend(semaphore_operation(
+            number,
+            change,
+            flags | libc::IPC_NOWAIT,
+        ));
     };
     if value > 0 {
         add(-i32::from(value), 0);
@@ -225,9 +229,9 @@ pub(crate) fn capture(
     let mut states = Vec::new();
     for (place, searches) in holders.into_iter().zip(searches) {
         for set in sets {
-            let found = searches.iter().filter(|search| {
-                search.set == set.object.id && search.low != 0
-            });
+            let found = searches
+                .iter()
+                .filter(|search| search.set == set.object.id && search.low != 0);
             let adjustments: Vec<_> = found
                 .map(|search| (search.number, search.low as i16))
                 .collect();
@@ -290,7 +294,9 @@ fn round(
                     pid: Some(process.virtual_pid),
                     process: process.stat.comm.clone(),
                     object: Kind::Set.words(search.set),
-                    reason: format!("what the process undoes of it when it ends cannot be found: {error}"),
+                    reason: format!(
+                        "what the process undoes of it when it ends cannot be found: {error}"
+                    ),
                     hint: "give the program the right to change it (mode 0600 or more)".into(),
                 }])
             })?;

@@ -72,7 +72,11 @@ pub fn plan(
     refusals.extend(mqueues::problems(&tree.descriptions, apart));
     if apart && !Namespaces::look().ipc {
         let reason = "this host does not let you make ipc namespaces, which its System V objects or message queues need";
-        refusals.push(refusal("strategy namespaces", reason.into(), "use --strategy burn"));
+        refusals.push(refusal(
+            "strategy namespaces",
+            reason.into(),
+            "use --strategy burn",
+        ));
     }
     let stdio = own_stdio();
     let inherited = stasis_sys::descriptor::inherited();
