@@ -11,7 +11,7 @@
 //! has it attached, and everybody who has used it has ended. Anything else under the same id or key stands in the way, and is told with
 //! all other problems before anything is started.
 //!
-//! What may not be the program's at all (see [`super::belonging`]) is left out where it stands in the way.
+//! What may not be the program's at all (see [`super::belonging`]) is left as it is where it is there, or where its id cannot be had.
 
 use super::table::{Kind, Object, Row};
 use super::{State, belonging, failure, queues, segments, semaphores};
@@ -77,7 +77,7 @@ fn ways(state: &State, strategy: Strategy) -> Result<Vec<Way>, Vec<Refusal>> {
     let mut ways = Vec::new();
     for (kind, object, size) in state.objects() {
         let (reason, hint) = match there.in_the_way(kind, object) {
-            Some(row) if is_leftover(state, kind, object, size, row) => {
+            Some(row) if object.certain && is_leftover(state, kind, object, size, row) => {
                 ways.push(Way::TakeAgain);
                 continue;
             }
@@ -163,7 +163,7 @@ pub fn make(
             Way::TakeAgain => {}
             Way::LeaveOut => {
                 notes.push(format!(
-                    "{}, which may not be the program's, is left as it is: it cannot have its id or key",
+                    "{}, which may not be the program's, is left as it is: nothing that may be others' is touched",
                     kind.words(object.id)
                 ));
                 left_out.insert((kind, object.id));
