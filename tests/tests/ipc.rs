@@ -185,6 +185,11 @@ fn burn_takes_what_was_left() {
         assert!(command.arg("spoil").status().expect("it runs").success());
         objects.sandbox.write("go", "");
         let end = restart(&objects, &image)?;
+        // The supervisor of another test's job may look at it just now.
+        if end.stderr.contains("its id is in use") {
+            println!("somebody looks at it: {}", end.stderr);
+            return None;
+        }
         assert!(end.success() && end.stdout.ends_with("ok\n"), "{end:?}");
         Some(())
     });

@@ -15,14 +15,15 @@ use crate::tree::Stat;
 use rustix::time::{ClockId, clock_gettime};
 use stasis_sys::Pid;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// The job, as far as it matters here.
 #[derive(Debug)]
 pub struct Job {
     /// Its processes, ended ones too, and the keeper, by the supervisor's numbers.
     pub members: BTreeSet<Pid>,
-    /// When it began, in seconds since 1970.
-    pub began: i64,
+    /// When it began, since 1970.
+    pub began: Duration,
     /// The user.
     pub user: u32,
     /// The segments that its processes have attached.
@@ -39,7 +40,7 @@ impl Job {
     pub fn new(keeper: Pid, members: impl IntoIterator<Item = Pid>) -> Job {
         Job {
             members: members.into_iter().chain([keeper]).collect(),
-            began: started(keeper).unwrap_or(i64::MAX),
+            began: started(keeper).unwrap_or(Duration::MAX),
             user: rustix::process::geteuid().as_raw(),
             attached: BTreeSet::new(),
             huge: BTreeSet::new(),
@@ -59,32 +60,47 @@ impl Job {
         object.certain = attached || object.users.iter().any(ours);
         let same_user = object.uid == self.user && object.maker == self.user;
         let recent = could_have(self.began, object.changed);
-        let lost = same_user && recent && row.attached() == 0 && is_abandoned(&object);
+        let lost = same_user && recent && row.attached() == 0 && is_abandoned(kind, &object);
         (object.certain || lost).then_some(object)
     }
 }
 
-/// Whether everybody who is known to have used it has ended.
+/// Whether everybody who is known to have used it has ended. Of a segment, which nobody has attached, only its maker counts: who attached
+/// it last may be the supervisor of another job of the same user, which has looked at it.
 #[must_use]
-pub fn is_abandoned(object: &Object) -> bool {
-    let lives = |user: &Pid| {
-        user.0 > 0 && started(*user).is_some_and(|since| could_have(since, object.used))
+pub fn is_abandoned(kind: Kind, object: &Object) -> bool {
+    let lives = |user: &&Pid| {
+        let since = Stat::read(**user).filter(|stat| !matches!(stat.state, 'Z' | 'X'));
+        user.0 > 0 && since.is_some_and(|stat| could_have(since_1970(&stat), object.used))
     };
-    !object.users.iter().any(lives)
+    let counting = match kind {
+        Kind::Segment => 1,
+        Kind::Set | Kind::Queue => object.users.len(),
+    };
+    !object.users.iter().take(counting).any(|user| lives(&user))
 }
 
-/// Both times are cut to whole seconds, and the clock may have been set a little.
-fn could_have(started: i64, used: i64) -> bool {
-    const INEXACT: i64 = 2;
-    used.saturating_add(INEXACT) >= started
+/// Whether a process that was `started` then can have used something that was last `used` in that second, both since 1970.
+fn could_have(started: Duration, used: i64) -> bool {
+    // The clock may have been set a little, and the start is known to a tick.
+    const INEXACT: Duration = Duration::from_millis(1100);
+    u64::try_from(used).is_ok_and(|used| started <= Duration::from_secs(used) + INEXACT)
 }
 
-/// When a process was started, in seconds since 1970; `proc_pid_stat(5)`, field 22.
-fn started(pid: Pid) -> Option<i64> {
-    let ticks = Stat::read(pid)?.field(22) / rustix::param::clock_ticks_per_second();
-    let now = clock_gettime(ClockId::Realtime).tv_sec;
-    let up = clock_gettime(ClockId::Boottime).tv_sec;
-    Some(now - up + i64::try_from(ticks).ok()?)
+/// When a process was started, since 1970; `proc_pid_stat(5)`, field 22.
+fn started(pid: Pid) -> Option<Duration> {
+    Some(since_1970(&Stat::read(pid)?))
+}
+
+fn since_1970(stat: &Stat) -> Duration {
+    let ticks = stat.field(22);
+    let clock = |id| {
+        let now = clock_gettime(id);
+        Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
+    };
+    let booted = clock(ClockId::Realtime).saturating_sub(clock(ClockId::Boottime));
+    let since_boot = ticks as f64 / rustix::param::clock_ticks_per_second() as f64;
+    booted + Duration::from_secs_f64(since_boot)
 }
 
 #[cfg(test)]
@@ -109,9 +125,16 @@ mod tests {
     #[test]
     fn who_has_the_id_now_is_not_who_had_it_then() {
         let own = Pid::current();
-        let started = started(own).expect("this process runs");
-        assert!(!is_abandoned(&object(own, started)));
-        assert!(is_abandoned(&object(own, started - 60)));
-        assert!(is_abandoned(&object(Pid(0), started)));
+        let started = started(own)
+            .expect("this process runs")
+            .as_secs()
+            .cast_signed();
+        assert!(!is_abandoned(Kind::Set, &object(own, started)));
+        assert!(is_abandoned(Kind::Set, &object(own, started - 60)));
+        assert!(is_abandoned(Kind::Set, &object(Pid(0), started)));
+        let mut segment = object(Pid(0), started);
+        segment.users.push(own);
+        assert!(is_abandoned(Kind::Segment, &segment));
+        assert!(!is_abandoned(Kind::Queue, &segment));
     }
 }

@@ -64,7 +64,10 @@ fn is_leftover(state: &State, kind: Kind, object: &Object, size: u64, row: &Row)
     let found = row.object(kind);
     let same = (found.id, found.key, found.uid, found.maker, row.size())
         == (object.id, object.key, object.uid, object.maker, size);
-    state.boot == super::boot() && same && row.attached() == 0 && belonging::is_abandoned(&found)
+    state.boot == super::boot()
+        && same
+        && row.attached() == 0
+        && belonging::is_abandoned(kind, &found)
 }
 
 /// How each object comes back, in the order of [`State::objects`], and what stands in the way.

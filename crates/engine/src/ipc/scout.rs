@@ -124,7 +124,8 @@ impl Sight {
             return Scout::send(&ways, &job.queues).map(Some);
         }
         const SHOWN: &str = "/dev/mqueue";
-        let closed = mqueues::unopened(SHOWN, &job.queues, Some(job.began));
+        let began = i64::try_from(job.began.as_secs()).unwrap_or(i64::MAX);
+        let closed = mqueues::unopened(SHOWN, &job.queues, Some(began));
         let (mut gathered, attachments) = Gathered::gather(&|kind, row| job.claim(kind, row));
         gathered.closed = closed;
         if gathered.is_empty() {
