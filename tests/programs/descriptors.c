@@ -5,6 +5,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
+#include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/timerfd.h>
 
@@ -509,6 +510,104 @@ static void proc_files(void) {
     CHECK_EQ(seen, 5);
 }
 
+/* The next events of a queue as text: number, events, name. */
+static void expect_event(int fd, int number, uint32_t events, const char *name) {
+    static char buffer[4096] __attribute__((aligned(8)));
+    static size_t at, have;
+    if (at == have) {
+        ssize_t got = read(fd, buffer, sizeof buffer);
+        CHECK(got > 0);
+        at = 0, have = (size_t)got;
+    }
+    struct inotify_event *event = (void *)(buffer + at);
+    at += sizeof *event + event->len;
+    if (event->wd != number || event->mask != events || strcmp(event->len ? event->name : "", name) != 0) {
+        say("FAILED: event %d %x %s, not %d %x %s\n", event->wd, event->mask, event->len ? event->name : "", number, events, name);
+        _exit(99);
+    }
+}
+static void expect_none(int fd) {
+    char buffer[4096];
+    CHECK(read(fd, buffer, sizeof buffer) == -1 && errno == EAGAIN);
+}
+
+static void watches(void) {
+    int fd = inotify_init1(IN_NONBLOCK | IN_CLOEXEC), other = inotify_init(), unused = inotify_init1(0);
+    CHECK(fd >= 0 && other >= 0 && unused >= 0);
+    CHECK((mkdir("watched", 0700) == 0 || errno == EEXIST) && (mkdir("watched/inner", 0700) == 0 || errno == EEXIST));
+    int file = make("watched/file", "text"), gone = make("watched/gone", "text");
+    close(make("watched/inner/deep", "text"));
+    unlink("link");
+    CHECK(symlink("watched/inner/deep", "link") == 0);
+    CHECK_EQ(inotify_add_watch(fd, "watched/file", IN_ATTRIB), 1);
+    CHECK_EQ(inotify_add_watch(fd, "watched", IN_CREATE | IN_DELETE | IN_ONLYDIR), 2);
+    CHECK_EQ(inotify_add_watch(fd, "watched/inner", IN_CREATE), 3);
+    CHECK_EQ(inotify_add_watch(fd, "watched/file", IN_MODIFY | IN_MASK_ADD), 1);
+    for (int i = 4; i < 100; i++) {
+        CHECK_EQ(inotify_add_watch(fd, "watched/gone", IN_MODIFY), i);
+        CHECK(inotify_rm_watch(fd, i) == 0);
+        expect_event(fd, i, IN_IGNORED, "");
+    }
+    CHECK(inotify_rm_watch(fd, 3) == 0);
+    expect_event(fd, 3, IN_IGNORED, "");
+    CHECK_EQ(inotify_add_watch(fd, "link", IN_MODIFY | IN_ONESHOT), 100);
+    CHECK_EQ(inotify_add_watch(fd, "link", IN_ATTRIB | IN_DONT_FOLLOW), 101);
+    CHECK_EQ(inotify_add_watch(fd, "watched/inner", IN_DELETE | IN_ONESHOT), 102);
+    CHECK_EQ(inotify_add_watch(fd, "watched/gone", IN_MODIFY), 103);
+    CHECK(unlink("watched/gone") == 0);
+    expect_event(fd, 2, IN_DELETE, "gone");
+    CHECK(close(open("watched/inner/one", O_CREAT | O_RDWR, 0600)) == 0 && unlink("watched/inner/one") == 0);
+    expect_event(fd, 102, IN_DELETE, "one");
+    expect_event(fd, 102, IN_IGNORED, "");
+    CHECK_EQ(inotify_add_watch(other, "watched/file", IN_MODIFY), 1);
+    expect_none(fd);
+    int set = epoll_create1(0);
+    struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.u64 = 5};
+    CHECK(epoll_ctl(set, EPOLL_CTL_ADD, fd, &event) == 0);
+    ready_and_wait();
+    CHECK_EQ(fcntl(fd, F_GETFL) & O_NONBLOCK, O_NONBLOCK);
+    CHECK_EQ(fcntl(fd, F_GETFD), FD_CLOEXEC);
+    CHECK_EQ(fcntl(other, F_GETFL) & O_NONBLOCK, 0);
+    CHECK_EQ(epoll_wait(set, &event, 1, 0), 0);
+    expect_none(fd);
+    CHECK(pwrite(file, "T", 1, 0) == 1);
+    CHECK_EQ(epoll_wait(set, &event, 1, 0), 1);
+    CHECK_EQ(event.data.u64, 5);
+    expect_event(fd, 1, IN_MODIFY, "");
+    CHECK(fchmod(file, 0600) == 0);
+    expect_event(fd, 1, IN_ATTRIB, "");
+    CHECK(pwrite(gone, "T", 1, 0) == 1);
+    expect_event(fd, 103, IN_MODIFY, "");
+    close(open("watched/new", O_CREAT | O_RDWR, 0600));
+    expect_event(fd, 2, IN_CREATE, "new");
+    CHECK(unlink("watched/new") == 0);
+    expect_event(fd, 2, IN_DELETE, "new");
+    close(open("watched/inner/two", O_CREAT | O_RDWR, 0600));
+    expect_none(fd);
+    CHECK(truncate("link", 2) == 0);
+    expect_event(fd, 100, IN_MODIFY, "");
+    expect_event(fd, 100, IN_IGNORED, "");
+    struct timespec times[2] = {{1, 0}, {1, 0}};
+    CHECK(utimensat(AT_FDCWD, "link", times, AT_SYMLINK_NOFOLLOW) == 0);
+    expect_event(fd, 101, IN_ATTRIB, "");
+    CHECK_EQ(inotify_add_watch(fd, "watched/inner", IN_CREATE), 104);
+    expect_none(fd);
+    struct inotify_event last;
+    CHECK_EQ(read(other, &last, sizeof last), sizeof last);
+    CHECK(last.wd == 1 && last.mask == IN_MODIFY);
+    CHECK(unlink("watched/inner/two") == 0);
+    CHECK_EQ(inotify_add_watch(unused, "watched", IN_CREATE), 1);
+}
+
+/* A program that has not read what has happened. */
+static void unread_watch(void) {
+    int fd = inotify_init();
+    CHECK(fd >= 0 && inotify_add_watch(fd, ".", IN_CREATE) == 1);
+    close(make("an event", ""));
+    ready_and_wait();
+    expect_event(fd, 1, IN_CREATE, "an event");
+}
+
 /* A file in memory that may be written through mappings of before its seal only. */
 static void sealed_late(void) {
     int fd = memfd_create("sealed late", MFD_ALLOW_SEALING);
@@ -546,6 +645,8 @@ static const struct check_case cases[] = {
     {"deleted", deleted},
     {"many", many},
     {"proc_files", proc_files},
+    {"watches", watches},
+    {"unread_watch", unread_watch},
 };
 
 int main(int argc, char **argv) {

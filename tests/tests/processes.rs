@@ -18,7 +18,7 @@ macro_rules! cases {
 }
 
 cases! {
-    tree sessions dead_leaders zombies stopped orphans subreaper attributes shown credentials forking_madly
+    tree sessions dead_leaders zombies stopped orphans subreaper attributes settings locked_to_come shown credentials forking_madly
     threading_madly executing_madly new_children
 }
 

@@ -3,7 +3,9 @@
 use crate::checkpoint::JobInfo;
 use crate::descriptors::{Description, Table, ptys};
 use crate::file_policy::FileRecord;
-use crate::{EngineError, attributes, credentials, memory, processor, signals, threads, timers};
+use crate::{
+    EngineError, attributes, credentials, memory, processor, settings, signals, threads, timers,
+};
 use serde::{Deserialize, Serialize};
 use stasis_image::Image;
 use stasis_sys::Pid;
@@ -91,6 +93,9 @@ pub struct Process {
     pub credentials: credentials::State,
     /// Descriptors.
     pub descriptors: Table,
+    /// Settings that few programs touch; see [`Tree::encode`].
+    #[serde(skip)]
+    pub settings: settings::State,
 }
 
 impl Process {
@@ -126,7 +131,7 @@ impl Tree {
     /// # Errors
     /// When it cannot be decoded.
     pub fn of(image: &Image) -> Result<Tree, EngineError> {
-        postcard::from_bytes(image.metadata()).map_err(|error| {
+        Tree::decode(image.metadata()).map_err(|error| {
             EngineError::Failed(format!(
                 "{}: its description of the program cannot be read: {error}",
                 image.path().display()
@@ -134,12 +139,61 @@ impl Tree {
         })
     }
 
-    /// The metadata of an image.
+    fn decode(bytes: &[u8]) -> Result<Tree, String> {
+        let (mut tree, mut rest): (Tree, &[u8]) =
+            postcard::take_from_bytes(bytes).map_err(|error| error.to_string())?;
+        while !rest.is_empty() {
+            let (part, more): (Part, &[u8]) =
+                postcard::take_from_bytes(rest).map_err(|error| error.to_string())?;
+            rest = more;
+            match part.name.as_str() {
+                SETTINGS => {
+                    let settings: Vec<settings::State> =
+                        postcard::from_bytes(&part.bytes).map_err(|error| error.to_string())?;
+                    for (process, settings) in tree.processes.iter_mut().zip(settings) {
+                        process.settings = settings;
+                    }
+                }
+                other => {
+                    return Err(format!(
+                        "it has a part \"{other}\", which a newer stasis has written"
+                    ));
+                }
+            }
+        }
+        Ok(tree)
+    }
+
+    /// The metadata of an image: the tree, and behind it, each with its name, the parts that came to the format later. An
+    /// image without them is as old as that.
     ///
     /// # Errors
     /// None in practice.
     pub fn encode(&self) -> Result<Vec<u8>, EngineError> {
-        postcard::to_stdvec(self)
-            .map_err(|error| EngineError::Failed(format!("describing the program: {error}")))
+        let settings: Vec<_> = self
+            .processes
+            .iter()
+            .map(|process| &process.settings)
+            .collect();
+        let encoded = || -> Result<Vec<u8>, postcard::Error> {
+            let part = Part {
+                name: SETTINGS.to_owned(),
+                bytes: postcard::to_stdvec(&settings)?,
+            };
+            let mut bytes = postcard::to_stdvec(self)?;
+            bytes.extend(postcard::to_stdvec(&part)?);
+            Ok(bytes)
+        };
+        encoded().map_err(|error| EngineError::Failed(format!("describing the program: {error}")))
     }
+}
+
+const SETTINGS: &str = "settings";
+
+/// What follows the tree.
+#[derive(Serialize, Deserialize)]
+struct Part {
+    name: String,
+    #[serde(with = "serde_bytes")]
+    bytes: Vec<u8>,
 }

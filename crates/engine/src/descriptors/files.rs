@@ -99,6 +99,8 @@ fn capture_handle(
     handle: BorrowedFd<'_>,
     ctx: &CaptureContext,
 ) -> Result<State, Obstacle> {
+    // First: to open what is leased to the program would have it give the lease up.
+    let locks = locks::of_description(found)?;
     let looking = || format!("looking at {found}");
     let statfs = fstatfs(handle).context(looking)?;
     let flags = OFlags::from_bits_retain(found.info.flags);
@@ -134,7 +136,7 @@ fn capture_handle(
         path: PathBytes::from(found.link.as_bytes()),
         flags: found.info.flags,
         offset: found.info.position,
-        locks: locks::of_description(found)?,
+        locks,
     })
 }
 

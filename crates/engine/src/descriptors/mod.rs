@@ -24,6 +24,8 @@ pub mod fifos;
 pub mod files;
 pub mod inet;
 pub mod inherited;
+pub mod inotify;
+pub mod io_uring;
 pub mod locks;
 pub mod memfd;
 pub mod netlink;
@@ -126,6 +128,10 @@ pub enum Kind {
     Udp(udp::State),
     /// A netlink socket.
     Netlink(netlink::State),
+    /// Watches on files.
+    Inotify(inotify::State),
+    /// A ring for input and output.
+    IoUring(io_uring::State),
 }
 
 impl Kind {

@@ -235,6 +235,8 @@ fn kind(kind: &Kind) -> &'static str {
         Kind::Tcp(_) => "TCP socket",
         Kind::Udp(_) => "UDP socket",
         Kind::Netlink(_) => "netlink socket",
+        Kind::Inotify(_) => "watches on files",
+        Kind::IoUring(_) => "io_uring",
     }
 }
 
@@ -273,6 +275,7 @@ fn of_area(area: &Area, tree: &Tree) -> AreaSummary {
         }
         Backing::Vdso => "[vdso]".into(),
         Backing::Vvar(name) => name.clone(),
+        Backing::Aio(_) => "[aio]".into(),
     };
     AreaSummary {
         start: area.range.start,
