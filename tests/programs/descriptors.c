@@ -7,6 +7,7 @@
 #include <sys/file.h>
 #include <sys/inotify.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <sys/timerfd.h>
 
 #ifndef F_SEAL_FUTURE_WRITE
@@ -608,6 +609,79 @@ static void unread_watch(void) {
     expect_event(fd, 1, IN_CREATE, "an event");
 }
 
+/* Who is told of what happens on descriptors, and a lease. */
+static volatile int told_of;
+static void on_told(int number, siginfo_t *info, void *context) {
+    (void)number, (void)context;
+    told_of = info->si_fd;
+}
+static void owners(void) {
+    struct sigaction action = {.sa_sigaction = on_told, .sa_flags = SA_SIGINFO};
+    CHECK(sigaction(SIGUSR1, &action, NULL) == 0);
+    int stream = socket(AF_INET, SOCK_STREAM, 0), datagrams = socket(AF_INET, SOCK_DGRAM, 0);
+    int pair[2], terminal = posix_openpt(O_RDWR | O_NOCTTY);
+    CHECK(stream >= 0 && datagrams >= 0 && terminal >= 0 && socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    pid_t child = fork();
+    if (child == 0)
+        for (;;) pause();
+    CHECK(fcntl(stream, F_SETOWN, child) == 0 && fcntl(stream, F_SETSIG, SIGRTMIN + 2) == 0);
+    CHECK(fcntl(datagrams, F_SETOWN, -getpgrp()) == 0);
+    CHECK(fcntl(terminal, F_SETOWN, getpid()) == 0);
+    CHECK(fcntl(pair[0], F_SETOWN, getpid()) == 0 && fcntl(pair[0], F_SETSIG, SIGUSR1) == 0);
+    CHECK(fcntl(pair[0], F_SETFL, O_ASYNC) == 0);
+    close(make("leased", "text"));
+    int leased = open("leased", O_RDONLY);
+    CHECK(leased >= 0 && fcntl(leased, F_SETLEASE, F_RDLCK) == 0 && fcntl(leased, F_SETSIG, SIGUSR1) == 0);
+    ready_and_wait();
+    CHECK_EQ(fcntl(stream, F_GETOWN), child);
+    CHECK_EQ(fcntl(stream, F_GETSIG), SIGRTMIN + 2);
+    CHECK_EQ(fcntl(datagrams, F_GETOWN), -getpgrp());
+    CHECK_EQ(fcntl(terminal, F_GETOWN), getpid());
+    CHECK_EQ(told_of, 0);
+    CHECK(write(pair[1], "x", 1) == 1);
+    while (told_of == 0) sleep_ms(1);
+    CHECK_EQ(told_of, pair[0]);
+    CHECK_EQ(fcntl(leased, F_GETLEASE), F_RDLCK);
+    CHECK_EQ(fcntl(leased, F_GETOWN), getpid());
+    told_of = 0;
+    CHECK(open("leased", O_WRONLY | O_NONBLOCK) == -1 && errno == EWOULDBLOCK);
+    while (told_of == 0) sleep_ms(1);
+    CHECK_EQ(told_of, leased);
+    CHECK(fcntl(leased, F_SETLEASE, F_UNLCK) == 0);
+    CHECK(close(open("leased", O_WRONLY | O_NONBLOCK)) == 0);
+    CHECK(kill(child, SIGKILL) == 0 && waitpid(child, NULL, 0) == child);
+}
+
+/* Descriptors that read other processes of the job, and how far they were read. */
+static void proc_of_others(void) {
+    pid_t child = fork();
+    if (child == 0)
+        for (;;) pause();
+    char name[64], text[4096] = {0}, wanted[32];
+    snprintf(name, sizeof name, "/proc/%d/status", child);
+    int status = open(name, O_RDONLY);
+    snprintf(name, sizeof name, "/proc/%d/fd", child);
+    int numbers = open(name, O_RDONLY | O_DIRECTORY);
+    int maps = open("/proc/self/maps", O_RDONLY), own = open("/proc/self/task", O_RDONLY | O_DIRECTORY);
+    int named = open("/proc/self/cmdline", O_PATH);
+    CHECK(status >= 0 && numbers >= 0 && maps >= 0 && own >= 0 && named >= 0);
+    CHECK(read(maps, text, 100) > 0);
+    ready_and_wait();
+    memset(text, 0, sizeof text);
+    CHECK(pread(status, text, sizeof text - 1, 0) > 0);
+    snprintf(wanted, sizeof wanted, "Pid:\t%d\n", child);
+    CHECK(strstr(text, wanted) != NULL);
+    CHECK(faccessat(numbers, "1", F_OK, AT_SYMLINK_NOFOLLOW) == 0);
+    CHECK(lseek(maps, 0, SEEK_CUR) > 0 && lseek(maps, 0, SEEK_SET) == 0 && read(maps, text, 100) > 0);
+    snprintf(name, sizeof name, "%d", getpid());
+    CHECK(faccessat(own, name, F_OK, 0) == 0);
+    snprintf(name, sizeof name, "/proc/self/fd/%d", named);
+    int again = open(name, O_RDONLY);
+    CHECK(again >= 0 && read(again, text, sizeof text) > 0 && strstr(text, "descriptors") != NULL);
+    CHECK(kill(child, SIGKILL) == 0 && waitpid(child, NULL, 0) == child);
+    CHECK(pread(status, text, sizeof text, 0) == -1 && errno == ESRCH);
+}
+
 /* A file in memory that may be written through mappings of before its seal only. */
 static void sealed_late(void) {
     int fd = memfd_create("sealed late", MFD_ALLOW_SEALING);
@@ -646,6 +720,8 @@ static const struct check_case cases[] = {
     {"many", many},
     {"proc_files", proc_files},
     {"watches", watches},
+    {"owners", owners},
+    {"proc_of_others", proc_of_others},
     {"unread_watch", unread_watch},
 };
 

@@ -15,7 +15,7 @@ macro_rules! cases {
 
 cases! {
     regular directories devices pipes fifos eventfds epolls memfds pidfds locks closed_stdio deleted many
-    sealed_late watches
+    sealed_late watches owners proc_of_others
 }
 
 fn check_or_refused(case: &str, words: &[&str]) {

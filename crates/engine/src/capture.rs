@@ -360,6 +360,7 @@ pub fn capture(
             .map(|(state, _)| state)
             .collect(),
         descriptions: open.descriptions,
+        leases: open.leases,
         vdso,
         processor: processor::capture(),
         clocks: clocks::of(job.keeper),

@@ -1,7 +1,7 @@
 //! What an image's metadata holds.
 
 use crate::checkpoint::JobInfo;
-use crate::descriptors::{Description, Table, ptys};
+use crate::descriptors::{Description, DescriptionId, Table, ptys};
 use crate::file_policy::FileRecord;
 use crate::{
     EngineError, attributes, credentials, memory, processor, settings, signals, threads, timers,
@@ -49,6 +49,9 @@ pub struct Tree {
     pub foreground: Option<Pid>,
     /// The job's own pseudo terminals that control sessions of it.
     pub pseudo_terminals: Vec<ptys::Terminal>,
+    /// Descriptions that hold a read lease; see [`Tree::encode`].
+    #[serde(skip)]
+    pub leases: Vec<DescriptionId>,
 }
 
 /// The program's clocks at the checkpoint.
@@ -140,12 +143,9 @@ impl Tree {
     }
 
     fn decode(bytes: &[u8]) -> Result<Tree, String> {
-        let (mut tree, mut rest): (Tree, &[u8]) =
+        let (mut tree, rest): (Tree, &[u8]) =
             postcard::take_from_bytes(bytes).map_err(|error| error.to_string())?;
-        while !rest.is_empty() {
-            let (part, more): (Part, &[u8]) =
-                postcard::take_from_bytes(rest).map_err(|error| error.to_string())?;
-            rest = more;
+        for part in parts(rest)? {
             match part.name.as_str() {
                 SETTINGS => {
                     let settings: Vec<settings::State> =
@@ -153,6 +153,10 @@ impl Tree {
                     for (process, settings) in tree.processes.iter_mut().zip(settings) {
                         process.settings = settings;
                     }
+                }
+                LEASES => {
+                    tree.leases =
+                        postcard::from_bytes(&part.bytes).map_err(|error| error.to_string())?;
                 }
                 other => {
                     return Err(format!(
@@ -176,12 +180,15 @@ impl Tree {
             .map(|process| &process.settings)
             .collect();
         let encoded = || -> Result<Vec<u8>, postcard::Error> {
-            let part = Part {
-                name: SETTINGS.to_owned(),
-                bytes: postcard::to_stdvec(&settings)?,
-            };
             let mut bytes = postcard::to_stdvec(self)?;
-            bytes.extend(postcard::to_stdvec(&part)?);
+            let mut parts = vec![(SETTINGS, postcard::to_stdvec(&settings)?)];
+            if !self.leases.is_empty() {
+                parts.push((LEASES, postcard::to_stdvec(&self.leases)?));
+            }
+            for (name, part) in parts {
+                let name = name.to_owned();
+                bytes.extend(postcard::to_stdvec(&Part { name, bytes: part })?);
+            }
             Ok(bytes)
         };
         encoded().map_err(|error| EngineError::Failed(format!("describing the program: {error}")))
@@ -189,6 +196,7 @@ impl Tree {
 }
 
 const SETTINGS: &str = "settings";
+const LEASES: &str = "leases";
 
 /// What follows the tree.
 #[derive(Serialize, Deserialize)]
@@ -196,4 +204,32 @@ struct Part {
     name: String,
     #[serde(with = "serde_bytes")]
     bytes: Vec<u8>,
+}
+
+fn parts(mut bytes: &[u8]) -> Result<Vec<Part>, String> {
+    let mut parts = Vec::new();
+    while !bytes.is_empty() {
+        let (part, rest) = postcard::take_from_bytes(bytes).map_err(|error| error.to_string())?;
+        parts.push(part);
+        bytes = rest;
+    }
+    Ok(parts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_follow_the_tree_and_may_be_missing() {
+        let part = |name: &str, bytes: Vec<u8>| {
+            let name = name.to_owned();
+            postcard::to_stdvec(&Part { name, bytes }).expect("encoded")
+        };
+        let split = |bytes: &[u8]| parts(bytes).map(|parts| parts.len());
+        assert_eq!(split(&[]), Ok(0));
+        let two = [part("one", vec![1]), part("two", vec![])].concat();
+        assert_eq!(split(&two), Ok(2));
+        assert!(split(&two[..two.len() - 1]).is_err());
+    }
 }

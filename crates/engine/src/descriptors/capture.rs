@@ -185,6 +185,9 @@ pub fn capture(ctx: &CaptureContext) -> Result<Captured, EngineError> {
     drop(whole);
     captured.tables = tables;
     captured.inodes = founds.iter().map(Found::inode).collect();
+    let numbered = (0..).zip(&founds);
+    let leased = numbered.filter(|(_, found)| locks::has_lease(found));
+    captured.leases = leased.map(|(n, _)| DescriptionId(n)).collect();
     match locks::capture(ctx, &mut captured) {
         Err(EngineError::Refused(more)) => refused.extend(more),
         other => other?,

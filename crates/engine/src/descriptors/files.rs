@@ -2,7 +2,7 @@
 //!
 //! Saved of a description: the file (see [`crate::file_policy`]), offset, access mode and status flags (`O_APPEND`,
 //! `O_DIRECT`, `O_NOATIME`, `O_SYNC`, `O_NONBLOCK`, ...), locks that belong to it.
-//! Not saved: advice given with `posix_fadvise(2)`, write-life hints; leases are refused.
+//! Not saved: advice given with `posix_fadvise(2)`, write-life hints.
 //!
 //! Facts it rests on
 //! - The flags in fdinfo are those of `open(2)` but `O_CREAT`, `O_EXCL`, `O_NOCTTY` and `O_TRUNC`, as `F_SETFL` has changed them.

@@ -217,6 +217,8 @@ pub struct Captured {
     pub inodes: Vec<(u64, u64)>,
     /// One table for each process, in the order of [`CaptureContext::processes`].
     pub tables: Vec<Table>,
+    /// Those that hold a read lease.
+    pub leases: Vec<DescriptionId>,
     /// What the user should know.
     pub notes: Vec<String>,
 }

@@ -1,12 +1,12 @@
 //! Who gets the signals of a description (`F_SETOWN`, `F_SETSIG`, `O_ASYNC`).
 //!
-//! Saved for pipes, FIFOs, terminals, Unix sockets and everything with `O_ASYNC` set: process or process group, and the signal. A
+//! Saved for pipes, FIFOs, terminals, sockets, leased files and everything with `O_ASYNC` set: process or process group, and the signal. A
 //! thread that is not its process's first is replaced by its process. An owner outside the job is forgotten.
 //!
 //! Facts: `F_GETOWN_EX` answers in the caller's numbers. The owner has to exist when it is set, and the kernel keeps the
 //! identity of the process that sets it: both want [`super::finish`].
 
-use super::{CaptureContext, Found, Kind, Obstacle, pidfd};
+use super::{CaptureContext, Found, Kind, Obstacle, locks, pidfd};
 use crate::EngineError;
 use crate::error::Context;
 use rustix::fs::OFlags;
@@ -49,8 +49,15 @@ pub(super) fn capture(
     let active = found.info.flags & O_ASYNC != 0;
     let keeps = matches!(
         kind,
-        Kind::Pipe(_) | Kind::Fifo(_) | Kind::Terminal(_) | Kind::UnixSocket(_)
-    );
+        Kind::Pipe(_)
+            | Kind::Fifo(_)
+            | Kind::Terminal(_)
+            | Kind::PtyMaster(_)
+            | Kind::PtySlave(_)
+            | Kind::UnixSocket(_)
+            | Kind::Tcp(_)
+            | Kind::Udp(_)
+    ) || locks::has_lease(found);
     if !active && !keeps {
         return Ok(None);
     }

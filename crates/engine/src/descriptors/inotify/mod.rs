@@ -306,3 +306,44 @@ fn empty(fd: BorrowedFd<'_>) -> Result<(), EngineError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fdinfo_as_the_kernel_writes_it() {
+        let info = FdInfo::parse(
+            "pos:\t0\nflags:\t00\nmnt_id:\t17\nino:\t26\n\
+             inotify wd:1a ino:99400e sdev:fe00001 mask:80000fff ignored_mask:0 fhandle-bytes:8 fhandle-type:1 \
+             f_handle:0e409900811d5f9a\ninotify wd:1 ino:1 sdev:1b mask:2 ignored_mask:0 fhandle-bytes:0\n",
+        );
+        let lines: Vec<Line> = lines(&info).collect();
+        assert_eq!(lines.len(), 2);
+        assert_eq!((lines[0].number, lines[0].events), (26, 0x8000_0fff));
+        let mark = &lines[0].mark;
+        assert_eq!(
+            (mark.device, mark.inode),
+            (rustix::fs::makedev(0xfe, 1), 0x0099_400e)
+        );
+        let handle = mark.handle.as_ref().expect("a handle");
+        assert_eq!(
+            (handle.kind, handle.bytes.len(), handle.bytes[0]),
+            (1, 8, 0x0e)
+        );
+        assert_eq!(lines[1].mark.handle, None);
+    }
+
+    #[test]
+    fn numbers_are_reached() {
+        let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).expect("a descriptor");
+        use_up(fd.as_fd(), 1..1).expect("nothing");
+        use_up(fd.as_fd(), 1..500).expect("used up");
+        let dir = tempfile::tempdir().expect("a directory");
+        let number = inotify::add_watch(&fd, dir.path(), WatchFlags::CREATE).expect("a watch");
+        assert_eq!(number, 500);
+        assert!(rustix::io::ioctl_fionread(&fd).expect("asked") > 0);
+        empty(fd.as_fd()).expect("emptied");
+        assert_eq!(rustix::io::ioctl_fionread(&fd).expect("asked"), 0);
+    }
+}

@@ -275,3 +275,63 @@ pub(super) fn words(info: &FdInfo) -> impl Iterator<Item = HashMap<&str, &str>> 
         first.is_empty().then_some(words)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mark_of(path: &Path) -> Mark {
+        let data = fs::symlink_metadata(path).expect("there");
+        Mark {
+            device: data.dev(),
+            inode: data.ino(),
+            handle: Handle::of(path).ok(),
+        }
+    }
+
+    #[test]
+    fn what_is_below_above_and_behind_a_link_is_found() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir_all(at("one/two/three")).expect("directories");
+        fs::write(at("one/two/three/deep"), "").expect("a file");
+        fs::write(at("above"), "").expect("a file");
+        std::os::unix::fs::symlink(at("above"), at("one/link")).expect("a link");
+        let wanted =
+            ["one", "one/two/three/deep", "above", "one/link"].map(|name| mark_of(&at(name)));
+        let missing = Mark {
+            inode: u64::MAX,
+            ..wanted[0].clone()
+        };
+        let mut search = Search::new(wanted.iter().cloned().chain([missing.clone()]));
+        search.around(&at("one/link"));
+        assert!(
+            search.missing.contains_key(&wanted[1].inode),
+            "not looked for yet"
+        );
+        search.below();
+        let found = wanted.map(|mark| search.found.get(&mark).map(Path::to_owned));
+        let there = ["one", "one/two/three/deep", "above", "one/link"].map(|name| Some(at(name)));
+        assert_eq!(found, there);
+        assert_eq!(search.found.get(&missing), None);
+    }
+
+    #[test]
+    fn a_handle_tells_an_inode_from_its_successor() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mark = mark_of(dir.path());
+        let Some(handle) = &mark.handle else {
+            return;
+        };
+        let older = Mark {
+            handle: Some(Handle {
+                kind: handle.kind,
+                bytes: handle.bytes.iter().map(|byte| byte ^ 1).collect(),
+            }),
+            ..mark.clone()
+        };
+        let mut search = Search::new([older.clone(), mark.clone()].into_iter());
+        search.around(dir.path());
+        assert!(search.found.get(&mark).is_some() && search.found.get(&older).is_none());
+    }
+}
