@@ -6,7 +6,7 @@ use crate::descriptors::{self, CaptureContext, Kind, ProcessView, ptys};
 use crate::error::Context;
 use crate::file_policy::Collector;
 use crate::freeze::{Frozen, FrozenProcess};
-use crate::inquiry::{Inquiry, Outside};
+use crate::inquiry::{Evaluated, Inquiry, Outside};
 use crate::maps;
 use crate::memory::{self, Collected};
 use crate::model::{Tree, Zombie};
@@ -307,7 +307,11 @@ pub fn capture(
     }
     collected.shared.tie(&open.inodes);
     let inquiry = Inquiry::make(frozen, &outside, &mut collected, store)?;
-    let (mut processes, shared, remarks) = inquiry.evaluate(frozen, outside)?;
+    let Evaluated {
+        mut processes,
+        shared,
+        notes: remarks,
+    } = inquiry.evaluate(frozen, outside)?;
     let parent_of = |stat: &Stat| virtual_pids.get(&stat.parent).copied().unwrap_or(keeper);
     for ((process, frozen), table) in processes.iter_mut().zip(&frozen.processes).zip(open.tables) {
         process.parent = parent_of(&frozen.stat);

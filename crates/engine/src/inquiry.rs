@@ -321,6 +321,16 @@ pub(crate) struct Inquiry {
     asked_again_at: Duration,
 }
 
+/// What came of an inquiry.
+pub(crate) struct Evaluated {
+    /// The processes, without parents and descriptors.
+    pub(crate) processes: Vec<Process>,
+    /// The shared memory that is to be written.
+    pub(crate) shared: Vec<SharedContents>,
+    /// What the user should know.
+    pub(crate) notes: Vec<String>,
+}
+
 impl Inquiry {
     /// Asks every thread.
     ///
@@ -372,7 +382,7 @@ impl Inquiry {
         self,
         frozen: &Frozen,
         outside: Vec<Outside>,
-    ) -> Result<(Vec<Process>, Vec<SharedContents>, Vec<String>), EngineError> {
+    ) -> Result<Evaluated, EngineError> {
         let (settings, notes) = self.settings(frozen)?;
         let stops: HashMap<Pid, bool> = self
             .stops
@@ -411,7 +421,11 @@ impl Inquiry {
                 self.asked_again_at,
             )?;
         }
-        Ok((processes, shared, notes))
+        Ok(Evaluated {
+            processes,
+            shared,
+            notes,
+        })
     }
 
     /// The settings of all processes, or all that cannot be saved of them.

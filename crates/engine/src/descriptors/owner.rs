@@ -9,11 +9,10 @@
 use super::{CaptureContext, Found, Kind, Obstacle, locks, pidfd};
 use crate::EngineError;
 use crate::error::Context;
-use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use stasis_sys::descriptor::{self, Owner};
 use stasis_sys::{Pid, procfs};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
 /// The saved owner of a description.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,8 +101,9 @@ fn virtual_group(group: Pid, ctx: &CaptureContext) -> Option<Pid> {
     })
 }
 
-/// Sets it, once every process exists.
-pub(super) fn restore(state: &State, fd: BorrowedFd) -> Result<(), EngineError> {
+/// Sets it, once every process exists. `number` is that of a descriptor of it: signals tell the one by which they were
+/// switched on (`si_fd`).
+pub(super) fn restore(state: &State, fd: BorrowedFd, number: RawFd) -> Result<(), EngineError> {
     let what = || "setting the owner of a descriptor".to_owned();
     let owner = match state.target {
         Target::None => Owner::None,
@@ -116,8 +116,7 @@ pub(super) fn restore(state: &State, fd: BorrowedFd) -> Result<(), EngineError> 
     }
     if state.active {
         let flags = rustix::fs::fcntl_getfl(fd).context(what)?;
-        let flags = flags | OFlags::from_bits_retain(O_ASYNC);
-        rustix::fs::fcntl_setfl(fd, flags).context(what)?;
+        descriptor::set_flags(number, flags.bits() | O_ASYNC).context(what)?;
     }
     Ok(())
 }

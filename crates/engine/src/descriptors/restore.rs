@@ -405,8 +405,11 @@ pub fn finish(
     for (index, description) in descriptions.iter().enumerate() {
         let id = DescriptionId(index as u32);
         let first = holders.of(id).first() == Some(&process);
-        if let (Some(state), true, Some(fd)) = (&description.owner, first, here.fd(id)) {
-            owner::restore(state, fd)?;
+        let number = table.descriptors.iter().find(|d| d.description == id);
+        if let (Some(state), true, Some(fd), Some(number)) =
+            (&description.owner, first, here.fd(id), number)
+        {
+            owner::restore(state, fd, number.fd)?;
         }
         let Kind::Epoll(set) = &description.kind else {
             continue;

@@ -133,8 +133,9 @@ pub fn map_rings(
     descriptors: &Descriptors,
     calls: &mut Calls<'_>,
 ) -> Result<(), EngineError> {
-    let mut used: Vec<Range<u64>> = vec![places.scratch..places.scratch + SCRATCH];
-    used.extend(places.kernel.iter().map(|(_, range)| range.clone()));
+    let scratch = places.scratch..places.scratch + SCRATCH;
+    let kernel_s = places.kernel.iter().map(|(_, range)| range.clone());
+    let mut used: Vec<Range<u64>> = std::iter::once(scratch).chain(kernel_s).collect();
     for area in state.areas.iter().filter(|area| descriptors.is_ring(area)) {
         let Backing::Shared { object, offset } = area.backing else {
             continue;
