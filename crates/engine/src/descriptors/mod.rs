@@ -24,6 +24,8 @@ pub mod fifos;
 pub mod files;
 pub mod inet;
 pub mod inherited;
+pub mod inotify;
+pub mod io_uring;
 pub mod locks;
 pub mod memfd;
 pub mod mqueues;
@@ -129,6 +131,10 @@ pub enum Kind {
     Netlink(netlink::State),
     /// A POSIX message queue.
     MessageQueue(mqueues::State),
+    /// Watches on files.
+    Inotify(inotify::State),
+    /// A ring for input and output.
+    IoUring(io_uring::State),
 }
 
 impl Kind {
@@ -214,6 +220,8 @@ pub struct Captured {
     pub inodes: Vec<(u64, u64)>,
     /// One table for each process, in the order of [`CaptureContext::processes`].
     pub tables: Vec<Table>,
+    /// Those that hold a read lease.
+    pub leases: Vec<DescriptionId>,
     /// What the user should know.
     pub notes: Vec<String>,
 }
