@@ -11,10 +11,18 @@
 //! Shared memory segments are mapped, and so found by `memory`.
 
 use crate::Refusal;
+use crate::conformance::Claim;
 use crate::tree::Stat;
 use rustix::time::{ClockId, clock_gettime};
 use stasis_sys::{Pid, procfs, sysv};
 use std::collections::HashMap;
+
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[Claim::refused(
+    "System V semaphores and message queues",
+    "",
+    &["descriptors::semaphores", "descriptors::message_queues"],
+)];
 
 /// A process of the tree, which may have ended: its id here, its id as the program sees it, its name.
 pub(crate) type Member = (Pid, Pid, String);

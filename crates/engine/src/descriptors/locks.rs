@@ -13,7 +13,8 @@
 
 use super::capture::{Found, Obstacle};
 use super::fdinfo::FdInfo;
-use super::{CaptureContext, Captured, Kind, ProcessView};
+use super::{CaptureContext, DescriptionId, Kind, ProcessView, Table};
+use crate::conformance::Claim;
 use crate::file_policy::PathBytes;
 use crate::{EngineError, Refusal};
 use rustix::fs::{CWD, FlockOperation, flock, readlinkat};
@@ -22,6 +23,21 @@ use serde::{Deserialize, Serialize};
 use stasis_sys::lock::{self, Access, Range};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+
+pub(super) const LOCK: Claim = Claim::kept(
+    "lock on a file",
+    "flock, record locks of a process and of a description",
+    &["descriptors::locks"],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    LOCK,
+    Claim::refused(
+        "lease (F_SETLEASE)",
+        "",
+        &["engine::descriptors::locks::tests::a_lease_is_refused_by_name"],
+    ),
+];
 
 /// A record lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +57,13 @@ pub struct State {
     pub whole: Option<Whole>,
     /// `F_OFD_SETLK`.
     pub records: Vec<RecordLock>,
+}
+
+impl State {
+    /// How many they are.
+    pub(super) fn len(&self) -> usize {
+        self.records.len() + usize::from(self.whole.is_some())
+    }
 }
 
 /// A lock by `flock(2)`.
@@ -152,22 +175,16 @@ pub fn take(fd: BorrowedFd<'_>, state: &State) -> Result<(), EngineError> {
     Ok(())
 }
 
-/// Fills [`super::Table::locks`] of every table, after all descriptions were captured.
-///
-/// # Errors
-/// What stands in the way.
-pub fn capture(ctx: &CaptureContext, captured: &mut Captured) -> Result<(), EngineError> {
-    let Captured {
-        descriptions,
-        tables,
-        ..
-    } = captured;
+/// Fills [`super::Table::locks`] of every table, after all descriptions were captured; `kind` is that of a description.
+pub(super) fn capture<'a>(
+    ctx: &CaptureContext,
+    kind: impl Fn(DescriptionId) -> Option<&'a Kind>,
+    tables: &mut [Table],
+) {
     for (process, table) in ctx.processes.iter().zip(tables) {
         for descriptor in &table.descriptors {
-            let on_file = descriptions
-                .get(descriptor.description.index())
-                .is_some_and(|d| matches!(d.kind, Kind::File(_) | Kind::Directory(_)));
-            if !on_file {
+            let kind = kind(descriptor.description);
+            if !matches!(kind, Some(Kind::File(_) | Kind::Directory(_))) {
                 continue;
             }
             // Gone while we only look: so are its locks.
@@ -192,7 +209,6 @@ pub fn capture(ctx: &CaptureContext, captured: &mut Captured) -> Result<(), Engi
             }
         }
     }
-    Ok(())
 }
 
 /// Takes them again, in the process that they belong to, after its last superfluous descriptor was closed: closing any

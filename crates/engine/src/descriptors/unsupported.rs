@@ -1,10 +1,63 @@
 //! What cannot be saved, in words.
 
 use super::{Found, Obstacle};
+use crate::conformance::Claim;
 use rustix::fs::FileType;
 use rustix::net::sockopt::{socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType, getpeername, getsockname};
 use std::os::unix::ffi::OsStrExt;
+
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    Claim::refused(
+        "watch on files (inotify) or file systems (fanotify)",
+        "",
+        &["engine-descriptors::refused::watches_on_files"],
+    ),
+    Claim::refused(
+        "io_uring",
+        "Node.js: UV_USE_IO_URING=0",
+        &[
+            "engine-descriptors::refused::io_uring",
+            "faults::io_uring_is_refused_by_name",
+        ],
+    ),
+    Claim::refused(
+        "userfaultfd",
+        "",
+        &["engine-descriptors::refused::userfaultfd"],
+    ),
+    Claim::refused(
+        "performance counter (perf_event_open)",
+        "",
+        &["engine-descriptors::refused::perf_events"],
+    ),
+    Claim::refused(
+        "POSIX message queue",
+        "",
+        &["engine-descriptors::refused::message_queues"],
+    ),
+    Claim::refused(
+        "namespace that is held open",
+        "",
+        &["engine-descriptors::refused::namespaces"],
+    ),
+    Claim::refused(
+        "set of Landlock rules",
+        "",
+        &["engine-descriptors::refused::landlock_rules"],
+    ),
+    Claim::refused(
+        "socket of another family: packet, vsock, SCTP, ICMP",
+        "by name",
+        &["engine-descriptors::refused::sockets"],
+    ),
+    Claim::refused(
+        "device with a state: TUN, FUSE, KVM, input, sound, graphics, InfiniBand",
+        "by its number",
+        &["engine-descriptors::refused::devices_with_state"],
+    ),
+];
 
 const CLOSE: &str = "let the program close it before the checkpoint";
 

@@ -3,6 +3,7 @@
 use super::births::Births;
 use super::strategy::{self, Strategy};
 use super::{Options, context};
+use crate::conformance::Claim;
 use crate::descriptors::{self, ptys};
 use crate::file_policy::{self, FilePlan, PathMap, PlanOptions};
 use crate::job::own_stdio;
@@ -14,6 +15,21 @@ use serde::Serialize;
 use stasis_image::{Image, ObjectId};
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
+
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    Claim::refused(
+        "ids that other processes have",
+        "without namespaces",
+        &["strategies::taken_ids_are_refused"],
+    ),
+    Claim::refused("image of another user", "", &["faults::another_user"]),
+    Claim::refused(
+        "several of these",
+        "all of them are told at once",
+        &["restarts::everything_at_once"],
+    ),
+];
 
 /// What a restart is going to do; made without touching anything.
 #[derive(Debug, Serialize)]

@@ -58,6 +58,7 @@ impl Worker {
                 Task::Interval(interval) => self.set_interval(interval),
                 Task::Deadline(end) => self.deadline.set(end),
                 Task::Stopped => self.pending.extend(self.look()),
+                Task::Check(asker) => self.check(&asker),
                 Task::Group(News::Round(_)) => return true,
                 Task::Group(news) => {
                     let requests = self.learn(news);
