@@ -5,7 +5,8 @@ use serde_json::Value;
 use stasis_tests::{Exit, Finished, Sandbox, need, script};
 use std::fs;
 use std::net::{TcpListener, UdpSocket};
-use std::os::unix::net::UnixListener;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::PathBuf;
 
 /// A directory with a file in it.
@@ -16,8 +17,8 @@ fn place(sandbox: &Sandbox) {
     sandbox.write("place/inside", "");
 }
 
-/// An image of a program that holds what may be taken, and its two ports.
-fn image(sandbox: &Sandbox) -> (PathBuf, u16, u16) {
+/// An image of a program that holds what may be taken, and what it said of that.
+fn image(sandbox: &Sandbox) -> (PathBuf, String) {
     sandbox.write("read", "a file that is read\n");
     sandbox.write("mapped", "a file that is mapped\n");
     place(sandbox);
@@ -26,13 +27,13 @@ fn image(sandbox: &Sandbox) -> (PathBuf, u16, u16) {
     job.wait_line("ready");
     let image = job.checkpoint();
     let said = job.kill_all().stdout;
-    let ports = said.lines().find_map(|line| line.strip_prefix("ports "));
-    let ports: Vec<u16> = ports
-        .unwrap_or_default()
-        .split(' ')
-        .filter_map(|port| port.parse().ok())
-        .collect();
-    (image, ports[0], ports[1])
+    (image, said)
+}
+
+/// What follows a word at the beginning of a line.
+fn after<'a>(said: &'a str, word: &str) -> &'a str {
+    let line = said.lines().find_map(|line| line.strip_prefix(word));
+    line.expect("it says that").trim()
 }
 
 /// Everything on the disk, with its contents, but for the lock that a killed job leaves behind: it means nothing.
@@ -86,12 +87,20 @@ fn works(sandbox: &Sandbox, image: &PathBuf) {
 fn everything_at_once() {
     need!("python3");
     let mut sandbox = Sandbox::new();
-    let (image, tcp, udp) = image(&sandbox);
+    let (image, said) = image(&sandbox);
+    let ports = after(&said, "ports ").split(' ');
+    let ports: Vec<u16> = ports.filter_map(|port| port.parse().ok()).collect();
+    let (tcp, udp) = (ports[0], ports[1]);
+    let name = after(&said, "abstract ");
     let at = |name: &str| sandbox.work().join(name);
     let listener = TcpListener::bind(("127.0.0.1", tcp)).expect("the port is free");
     let datagrams = UdpSocket::bind(("127.0.0.1", udp)).expect("the port is free");
     fs::remove_file(at("socket")).expect("it was left");
     let named = UnixListener::bind(at("socket")).expect("the name is free");
+    let hidden = SocketAddr::from_abstract_name(name).expect("a name");
+    let hidden = UnixListener::bind_addr(&hidden).expect("the name is free");
+    let locked = fs::File::open(at("locked")).expect("it is there");
+    rustix::fs::flock(&locked, rustix::fs::FlockOperation::LockShared).expect("nobody has it");
     fs::remove_file(at("read")).expect("removable");
     sandbox.write("mapped", "a file that was CHANGED\n");
     fs::rename(at("place"), at("elsewhere")).expect("movable");
@@ -99,6 +108,8 @@ fn everything_at_once() {
         format!("the address 127.0.0.1:{tcp} (TCP): a running program has it"),
         format!("the address 127.0.0.1:{udp} (UDP): a running program has it"),
         "in use by a running program".to_owned(),
+        format!("socket @{name}: a running program has that name"),
+        format!("{}: another process has locked it", at("locked").display()),
         format!("{}:", at("read").display()),
         format!("{}:", at("mapped").display()),
         format!("{}", at("place").display()),
@@ -124,9 +135,9 @@ fn everything_at_once() {
     assert_eq!(obstacles.len(), lines.len(), "{answer}\n{lines:?}");
     sandbox.restart_options.truncate(2);
 
-    drop((listener, datagrams, named));
+    drop((listener, datagrams, named, hidden, locked));
     let at = |name: &str| sandbox.work().join(name);
-    refused(&sandbox, &image, &words[3..]);
+    refused(&sandbox, &image, &words[5..]);
     fs::rename(at("elsewhere"), at("place")).expect("movable");
     sandbox.write("read", "a file that is read\n");
     sandbox.write("mapped", "a file that is mapped\n");
@@ -138,7 +149,7 @@ fn everything_at_once() {
 fn what_an_option_allows() {
     need!("python3");
     let mut sandbox = Sandbox::new();
-    let (image, _, _) = image(&sandbox);
+    let (image, _) = image(&sandbox);
     let at = |name: &str| sandbox.work().join(name);
     let (old, new) = (at("place"), at("elsewhere"));
     fs::rename(&old, &new).expect("movable");
@@ -155,7 +166,7 @@ fn what_an_option_allows() {
 fn another_processor() {
     need!("python3");
     let mut sandbox = Sandbox::new();
-    let (image, _, _) = image(&sandbox);
+    let (image, _) = image(&sandbox);
     let pretend = (
         "STASIS_TEST_FAULT".to_owned(),
         "pretend@old-processor".to_owned(),

@@ -25,9 +25,22 @@ pub const CONFORMANCE: &[Claim] = &[
     ),
     Claim::refused("image of another user", "", &["faults::another_user"]),
     Claim::refused(
-        "several of these",
-        "all of them are told at once",
-        &["restarts::everything_at_once"],
+        "older file that an incremental image needs, missing",
+        "",
+        &["increments::a_missing_base_is_named"],
+    ),
+    Claim::refused(
+        "directory that is gone",
+        "--map-path",
+        &["restarts::what_an_option_allows"],
+    ),
+    Claim::refused(
+        "several of these and of the sections above",
+        "all of them are told at once, nothing is started, nothing is changed",
+        &[
+            "restarts::everything_at_once",
+            "restarts::a_job_that_still_runs",
+        ],
     ),
 ];
 
@@ -99,6 +112,7 @@ pub fn plan(
     let context = context(options, &loader, None, &stdio, &inherited, 0);
     let open = descriptors::plan(&tree.descriptions, &context);
     refusals.extend(open.refusals);
+    refusals.extend(descriptors::locks::plan(&tree, &wanted.map));
     // A damaged image is told before anything else, and before any file is changed for its sake.
     if later && (!refusals.is_empty() || files.changes_files()) {
         verify(image, options, progress)?;
