@@ -481,6 +481,32 @@ static void threading_madly(void) {
     }
 }
 
+/* Runners that live on only in their children: each forks and ends at once, and who comes next is an orphan. One that a
+ * checkpoint has not seen is missing in the end. */
+enum { RUNNERS = 6 };
+static void run_on(int lives) {
+    while (access("go", F_OK) != 0 || lives < 20) {
+        usleep(200);
+        pid_t next = fork();
+        CHECK(next >= 0);
+        if (next > 0) _exit(0);
+        lives++;
+    }
+    arrive();
+    _exit(0);
+}
+static void passing_on(void) {
+    share();
+    for (int i = 0; i < RUNNERS; i++) {
+        pid_t first = fork();
+        CHECK(first >= 0);
+        if (first == 0) run_on(0);
+        expect_end(first, 0);
+    }
+    ready_and_wait();
+    wait_arrived(RUNNERS);
+}
+
 /* Executes itself again and again, counting in its arguments. */
 static int executing_madly(int argc, char **argv) {
     char number[16];
@@ -537,6 +563,7 @@ static const struct check_case cases[] = {
     {"forking_madly", forking_madly},
     {"threading_madly", threading_madly},
     {"new_children", new_children},
+    {"passing_on", passing_on},
 };
 
 int main(int argc, char **argv) {

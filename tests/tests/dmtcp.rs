@@ -281,6 +281,27 @@ fn two_programs_at_one_instant() {
     scripts.sandbox.wait_empty();
 }
 
+/// A program that ends when all are about to be saved: the others are saved without it, and its supervisor ends.
+#[test]
+fn one_ends_before_the_round() {
+    let scripts = scripts!();
+    scripts.check(
+        r"
+        dmtcp_coordinator --daemon -q
+        dmtcp_launch ./count > a & one=$!
+        until_ok all_run 1
+        STASIS_TEST_FAULT=pretend@end-before-round dmtcp_launch ./count > b & other=$!
+        until_ok all_run 2
+        dmtcp_command -bc; is $? 0; is $(ls ckpt_*.dmtcp | wc -l) 1
+        wait $other; is $? 137
+        grows a; until_ok all_run 1
+        dmtcp_command -k; wait $one
+        dmtcp_command -q
+        ",
+    );
+    scripts.sandbox.wait_empty();
+}
+
 /// All images, or none: where one program cannot be saved, all go on, with their older images.
 #[test]
 fn all_or_none() {

@@ -1,7 +1,9 @@
 //! Stopping every thread of a tree at one moment, and letting all of them go again.
 //!
 //! Each thread is seized and interrupted; from then on what it forks is traced from birth, so that after a round in which
-//! nothing new was found the tree is complete (`ptrace(2)`, `PTRACE_O_TRACECLONE` and its like). Zombies cannot be traced and
+//! nothing new was found the tree is complete (`ptrace(2)`, `PTRACE_O_TRACECLONE` and its like). The tree cannot be read at one
+//! instant: the children of a process that ends meanwhile become the keeper's, whose children were read before. So the last
+//! round must also find the same processes as the one before. Zombies cannot be traced and
 //! need not be: their status is all that is left of them. Dropping a [`Frozen`] lets the program run on.
 
 use crate::EngineError;
@@ -166,6 +168,8 @@ fn attempt(
         let threads = tree::threads(pid);
         threads.into_iter().map(move |tid| (pid, tid))
     }));
+    let deadline = Instant::now() + FREEZE_LIMIT;
+    let mut last = None;
     loop {
         let mut fresh = Vec::new();
         let members = members();
@@ -217,8 +221,8 @@ fn attempt(
                 }
             }
         }
-        if fresh.is_empty() {
-            let mut frozen = assemble(&members, catch)?;
+        if fresh.is_empty() && last.as_ref() == Some(&members) {
+            let mut frozen = assemble(keeper, &members, catch)?;
             let threads = frozen.processes.iter().flat_map(|process| {
                 let threads = process.threads.iter();
                 threads.map(|thread| (process.pid, thread.tid))
@@ -227,6 +231,13 @@ fn attempt(
             interruptions::hide(&mut frozen, &looks, known);
             return Ok(frozen);
         }
+        if Instant::now() >= deadline {
+            return Err(EngineError::Failed(
+                "the program starts and ends processes faster than they can be stopped; try again"
+                    .into(),
+            ));
+        }
+        last = Some(members);
     }
 }
 
@@ -333,7 +344,7 @@ pub(crate) fn waits_for_vfork(threads: &[Pid]) -> bool {
     threads.iter().any(|tid| waits(&tid))
 }
 
-fn assemble(members: &[Pid], mut catch: Catch) -> Result<Frozen, EngineError> {
+fn assemble(keeper: Pid, members: &[Pid], mut catch: Catch) -> Result<Frozen, EngineError> {
     let mut frozen = Frozen::default();
     for &pid in members {
         let Some(stat) = Stat::read(pid) else {
@@ -357,6 +368,10 @@ fn assemble(members: &[Pid], mut catch: Catch) -> Result<Frozen, EngineError> {
                 sleeping: None,
                 continued: None,
             });
+        }
+        if threads.is_empty() && stat.parent == keeper {
+            // The keeper, which does not stand still, is about to wait for it.
+            continue;
         }
         if threads.is_empty() {
             frozen.zombies.push(FrozenZombie {

@@ -392,11 +392,14 @@ fn serve_until_done(front: &OwnedFd, supervisor: &OwnedFd, root: Pid) -> std::io
     }
 }
 
-/// Kills every descendant, also those that are forked meanwhile: repeats until a look finds none alive.
+/// Kills every descendant, also those that are forked meanwhile: repeats until two looks find none alive and nothing else
+/// changed, as one look may miss the children of a process that ends during it.
 pub(crate) fn kill_descendants() {
+    let mut last = None;
     loop {
-        let alive = crate::tree::living_descendants(Pid::current());
-        if alive.is_empty() {
+        let all = crate::tree::descendants(Pid::current());
+        let alive = crate::tree::living(&all);
+        if alive.is_empty() && last.as_ref() == Some(&all) {
             return;
         }
         for pid in alive {
@@ -404,6 +407,7 @@ pub(crate) fn kill_descendants() {
         }
         while let Ok(Waited::Child(..)) = process::wait(Pid(-1), WNOHANG) {}
         std::thread::yield_now();
+        last = Some(all);
     }
 }
 

@@ -148,9 +148,14 @@ pub fn descendants(pid: Pid) -> Vec<Pid> {
 /// Descendants that are not zombies.
 #[must_use]
 pub fn living_descendants(pid: Pid) -> Vec<Pid> {
-    let mut found = descendants(pid);
-    found.retain(|pid| Stat::read(pid).is_some_and(|stat| !matches!(stat.state, 'Z' | 'X')));
-    found
+    living(&descendants(pid))
+}
+
+/// Those of `processes` that are not zombies.
+#[must_use]
+pub fn living(processes: &[Pid]) -> Vec<Pid> {
+    let lives = |pid: &&Pid| Stat::read(pid).is_some_and(|stat| !matches!(stat.state, 'Z' | 'X'));
+    processes.iter().filter(lives).copied().collect()
 }
 
 /// The threads of a process, the leader first, then ascending.

@@ -197,15 +197,19 @@ impl Shared {
 
     /// Kills every process of the tree, also those that are forked meanwhile.
     pub(super) fn kill(&self) {
+        let mut last = None;
         loop {
-            let alive = self.processes();
-            if alive.is_empty() {
+            // One look may miss the children of a process that ends during it.
+            let all = tree::descendants(self.keeper);
+            let alive = tree::living(&all);
+            if alive.is_empty() && last.as_ref() == Some(&all) {
                 return;
             }
             for pid in alive {
                 let _ = signal::send(pid, SIGKILL);
             }
             thread::sleep(Duration::from_millis(1));
+            last = Some(all);
         }
     }
 

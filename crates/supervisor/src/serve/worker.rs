@@ -274,6 +274,13 @@ impl Worker {
                 Task::Deadline(end) => self.deadline.set(end),
                 Task::Stopped => requests.extend(self.look()),
                 Task::Check(asker) => self.check(&asker),
+                // What all do together comes first, and the requests are for all.
+                Task::Group(News::Round(round)) if self.voice.is_some() => {
+                    for request in requests {
+                        let _ = self.ask_for_all(request);
+                    }
+                    return Next::Round(round);
+                }
                 // A coordinator that has just been found will be heard before the next checkpoint.
                 Task::Group(news) => requests.extend(self.learn(news).into_iter().flatten()),
                 Task::Finished => {

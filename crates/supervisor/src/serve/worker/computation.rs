@@ -9,6 +9,7 @@ use crate::serve::Task;
 use crate::serve::group::{News, Round};
 use stasis_coordinator::protocol::FromMember;
 use stasis_engine::EngineError;
+use std::thread;
 use std::time::Instant;
 
 impl Worker {
@@ -52,6 +53,14 @@ impl Worker {
 
     /// Takes this job's part in a checkpoint of all members; false when the job is over.
     pub(super) fn serve_round(&mut self, round: &Round) -> bool {
+        if stasis_engine::faults::asked("end-before-round") {
+            for pid in self.shared.processes() {
+                let _ = stasis_sys::signal::send(pid, stasis_sys::process::SIGKILL);
+            }
+            while self.inbox.is_empty() {
+                thread::yield_now();
+            }
+        }
         while let Ok(task) = self.inbox.try_recv() {
             match task {
                 Task::Checkpoint(request) => self.pending.extend([request]),
@@ -59,7 +68,8 @@ impl Worker {
                 Task::Deadline(end) => self.deadline.set(end),
                 Task::Stopped => self.pending.extend(self.look()),
                 Task::Check(asker) => self.check(&asker),
-                Task::Group(News::Round(_)) => return true,
+                // Another attempt: somebody has given this one up already.
+                Task::Group(News::Round(newer)) => return self.serve_round(&newer),
                 Task::Group(news) => {
                     let requests = self.learn(news);
                     self.pending.extend(requests.into_iter().flatten());
