@@ -14,12 +14,14 @@ use crate::file_policy::Collector;
 use crate::memory::{self, Collected};
 use crate::tree::{self, Stat, status_field};
 use crate::{
-    EngineError, Job, Refusal, address_room, capture, freeze, maps, signals, sysv, threads, timers,
+    EngineError, Job, Refusal, address_room, capture, freeze, maps, signals, sysv, timers,
 };
 use serde::{Deserialize, Serialize};
 use stasis_sys::Pid;
 use std::collections::BTreeMap;
 use std::fs;
+use std::thread;
+use std::time::Duration;
 
 /// What was seen of a tree.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -184,7 +186,17 @@ fn members_of(
         file_content_limit: 0,
         files: &files,
     };
-    let descriptors = descriptors::look(&context)?;
+    let mut attempts = (1..ATTEMPTS).map(|_| {
+        let looked = descriptors::look(&context);
+        if looked.is_err() {
+            thread::sleep(MOMENT);
+        }
+        looked
+    });
+    let descriptors = match attempts.find_map(Result::ok) {
+        Some(descriptors) => descriptors,
+        None => descriptors::look(&context)?,
+    };
     look.items.extend(descriptors.items);
     look.refusals.extend(descriptors.refusals);
     look.notes.extend(descriptors.notes);
@@ -197,6 +209,56 @@ fn members_of(
     Ok(look)
 }
 
+/// What of a process itself stands in the way.
+fn obstacles(
+    view: &ProcessView,
+    stat: &Stat,
+    status: &str,
+    around: &capture::Surroundings,
+) -> Vec<Refusal> {
+    let (pid, virtual_pid) = (view.pid, view.virtual_pid);
+    let no = |reason: &str, hint: &str| {
+        vec![capture::refusal(
+            virtual_pid,
+            stat,
+            "the process",
+            reason,
+            hint,
+        )]
+    };
+    if fs::read_link(format!("/proc/{pid}/ns/user")).is_err() {
+        let reason = "it is protected from being traced (not dumpable, or another user's)";
+        return no(reason, "run it as yourself, and without that protection");
+    }
+    if maps::read(pid).is_err() {
+        return no("it may not be traced by you", "run it as yourself");
+    }
+    let mut refusals = Vec::new();
+    let threads = tree::threads(pid);
+    capture::obstacles(pid, virtual_pid, stat, status, around, &mut refusals);
+    refusals.extend(capture::thread_obstacles(view, stat, &threads));
+    refusals.extend(freeze::traced_by_another(pid, stat, &threads));
+    refusals.extend(address_room::obstacle(pid, virtual_pid));
+    if is_32_bit(pid) {
+        refusals.push(capture::not_64_bit(virtual_pid, stat));
+    }
+    refusals
+}
+
+/// Whether a process is about to end, and tells nothing that counts.
+fn ends(pid: Pid) -> bool {
+    const FLAGS: usize = 9;
+    const PF_EXITING: u64 = 4;
+    Stat::read(pid)
+        .is_none_or(|stat| matches!(stat.state, 'Z' | 'X') || stat.field(FLAGS) & PF_EXITING != 0)
+}
+
+/// What is seen of a process that ends, or executes another program at this moment, is not what it is: whatever seems to be in the
+/// way is looked at once more after so long.
+const MOMENT: Duration = Duration::from_millis(2);
+/// So many looks at descriptors may fail for that.
+const ATTEMPTS: u32 = 5;
+
 /// What belongs to a process itself; false where it cannot be looked at any further.
 fn process(
     look: &mut Look,
@@ -206,42 +268,30 @@ fn process(
     around: &capture::Surroundings,
 ) -> bool {
     let (pid, virtual_pid) = (view.pid, view.virtual_pid);
-    let no =
-        |reason: &str, hint: &str| capture::refusal(virtual_pid, stat, "the process", reason, hint);
-    if fs::read_link(format!("/proc/{pid}/ns/user")).is_err() {
-        // One that ends at this moment is no obstacle.
-        if !matches!(
-            Stat::read(pid),
-            None | Some(Stat {
-                state: 'Z' | 'X',
-                ..
-            })
-        ) {
-            let reason = "it is protected from being traced (not dumpable, or another user's)";
-            look.refuse([no(
-                reason,
-                "run it as yourself, and without that protection",
-            )]);
+    let mut refusals = obstacles(view, stat, status, around);
+    if !refusals.is_empty() {
+        thread::sleep(MOMENT);
+        let (false, Some(stat), Ok(status)) =
+            (ends(pid), Stat::read(pid), capture::read_status(pid))
+        else {
+            return false;
+        };
+        refusals = obstacles(view, &stat, &status, around);
+        if ends(pid) {
+            return false;
         }
-        return false;
     }
-    if maps::read(pid).is_err() {
-        look.refuse([no("it may not be traced by you", "run it as yourself")]);
-        return false;
-    }
-    let mut refusals = Vec::new();
     let own_threads = tree::threads(pid);
-    capture::obstacles(pid, virtual_pid, stat, status, around, &mut refusals);
-    refusals.extend(capture::thread_obstacles(view, stat, &own_threads));
-    refusals.extend(freeze::traced_by_another(pid, stat, &own_threads));
-    refusals.extend(address_room::obstacle(pid, virtual_pid));
-    if is_32_bit(pid) {
-        refusals.push(capture::not_64_bit(virtual_pid, stat));
-    }
+    let barred = refusals
+        .iter()
+        .any(|refusal| refusal.object == "the process" && maps::read(pid).is_err());
     if refusals.is_empty() {
         look.items.push(Item::of(view, &tree::PROCESS));
     }
     look.refuse(refusals);
+    if barred {
+        return false;
+    }
     if freeze::waits_for_vfork(&own_threads) {
         look.notes.push(format!(
             "process {virtual_pid} ({}) waits for a child that it has made by vfork(2): a checkpoint waits for that, up to 10 s",
@@ -256,7 +306,7 @@ fn process(
             });
         }
     };
-    add(&threads::THREAD, own_threads.len());
+    add(&crate::threads::THREAD, own_threads.len());
     add(&timers::TIMER, timers::count(pid));
     let waiting = |name| {
         let set = status_field(status, name).and_then(|hex| u64::from_str_radix(hex, 16).ok());
