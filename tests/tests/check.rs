@@ -329,3 +329,23 @@ fn a_look_does_no_harm() {
         goes_on(&sandbox, job);
     }
 }
+
+/// A program that is no job, and whose parent is not the user's: what it is in is compared with where the command is.
+#[test]
+fn a_daemon() {
+    let sandbox = Sandbox::new();
+    let line = "echo $$ > pid.new; mv pid.new pid; exec sleep 1000 <&- >&- 2>&-";
+    let started = sandbox.plain(&["setsid", "-f", "sh", "-c", line]);
+    assert!(started.success(), "{started:?}");
+    let pid = wait_until("it runs", || {
+        let pid = String::from_utf8(sandbox.read("pid")).ok()?;
+        let pid: i32 = pid.trim().parse().ok()?;
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        (name == "sleep\n").then_some(pid)
+    });
+    let (checked, answer) = check(&sandbox, &pid.to_string());
+    if answer.to_string().contains("may not be looked at") {
+        skip!("this host lets nobody trace what he did not start");
+    }
+    assert!(checked.success(), "{checked:?}");
+}

@@ -7,7 +7,7 @@ use std::fs;
 use std::net::{TcpListener, UdpSocket};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A directory with a file in it.
 fn place(sandbox: &Sandbox) {
@@ -56,7 +56,7 @@ fn disk(sandbox: &Sandbox) -> Vec<(PathBuf, Vec<u8>)> {
 }
 
 /// Refused with a line for each of `words`, and nothing was touched.
-fn refused(sandbox: &Sandbox, image: &PathBuf, words: &[&str]) -> Finished {
+fn refused(sandbox: &Sandbox, image: &Path, words: &[&str]) -> Finished {
     let before = disk(sandbox);
     let end = sandbox.restart(image).finish();
     assert_eq!(end.exit, Exit::Code(125), "{end:?}");
@@ -77,7 +77,7 @@ fn refused(sandbox: &Sandbox, image: &PathBuf, words: &[&str]) -> Finished {
     end
 }
 
-fn works(sandbox: &Sandbox, image: &PathBuf) {
+fn works(sandbox: &Sandbox, image: &Path) {
     sandbox.write("go", "");
     let end = sandbox.restart(image).finish();
     assert!(end.success() && end.stdout.ends_with("ok\n"), "{end:?}");

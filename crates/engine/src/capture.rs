@@ -229,6 +229,19 @@ fn namespace(id: Pid, name: &str) -> Option<PathBuf> {
 }
 
 impl Surroundings {
+    /// Of a program that is no job: what its parent is in. Where that may not be seen, as of a daemon, what this process is in.
+    pub(crate) fn of_program(parent: Pid) -> Surroundings {
+        let around = Surroundings::of(parent);
+        let [Some(_), ..] = around.namespaces else {
+            let keeper = parent;
+            return Surroundings {
+                keeper,
+                ..Surroundings::of(Pid::current())
+            };
+        };
+        around
+    }
+
     pub(crate) fn of(keeper: Pid) -> Surroundings {
         Surroundings {
             keeper,

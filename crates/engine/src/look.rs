@@ -127,7 +127,8 @@ pub fn job(job: &Job) -> Result<Look, EngineError> {
     let members: Vec<Pid> = members
         .filter(|pid| !job.memory.ours.contains(pid))
         .collect();
-    members_of(job.keeper, &members, &job.stdio, &job.inherited)
+    let around = capture::Surroundings::of(job.keeper);
+    members_of(&around, &members, &job.stdio, &job.inherited)
 }
 
 /// Looks at a program that is no job, as if it had been started by `stasis run` with its standard streams and with `inherited`.
@@ -139,11 +140,12 @@ pub fn program(root: Pid, inherited: &[Inherited]) -> Result<Look, EngineError> 
     let mut members = vec![root];
     members.extend(tree::descendants(root));
     let stdio = descriptors::stdio_of(root);
-    members_of(parent, &members, &stdio, inherited)
+    let around = capture::Surroundings::of_program(parent);
+    members_of(&around, &members, &stdio, inherited)
 }
 
 fn members_of(
-    keeper: Pid,
+    around: &capture::Surroundings,
     members: &[Pid],
     stdio: &[Option<Outside>; 3],
     inherited: &[Inherited],
@@ -151,7 +153,6 @@ fn members_of(
     let mut look = Look::default();
     let mut views = Vec::new();
     let mut ended = Vec::new();
-    let around = capture::Surroundings::of(keeper);
     for &pid in members {
         let (Some(stat), Ok(status)) = (Stat::read(pid), capture::read_status(pid)) else {
             continue;
@@ -168,7 +169,7 @@ fn members_of(
             ended.push(view);
             continue;
         }
-        if process(&mut look, &view, &stat, &status, &around) {
+        if process(&mut look, &view, &stat, &status, around) {
             views.push(view);
         }
     }

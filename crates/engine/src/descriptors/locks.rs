@@ -245,10 +245,10 @@ pub(crate) fn plan(tree: &Tree, map: &PathMap) -> Vec<Refusal> {
         }
     };
     for description in &tree.descriptions {
-        if let Kind::File(super::files::State { locks, .. }) = &description.kind {
-            if locks.len() > 0 {
-                try_them(description, locks, &[], None);
-            }
+        if let Kind::File(super::files::State { locks, .. }) = &description.kind
+            && locks.len() > 0
+        {
+            try_them(description, locks, &[], None);
         }
     }
     for process in &tree.processes {
