@@ -1,7 +1,7 @@
 //! A look at a tree that runs: what a checkpoint would keep, what a restart would make something else of, what would be refused.
 //!
 //! There are no rules here. What a checkpoint asks of a tree that stands still is asked of one that runs, as far as that
-//! can be, by the same functions: [`capture`], [`memory`], [`sysv`], [`address_room`], and the modules of [`descriptors`], which
+//! can be, by the same functions: of [`capture`], [`memory`], and the modules of [`descriptors`], which
 //! capture each description without storing anything. What they say of it are their own claims ([`crate::conformance`]).
 //!
 //! Nothing is stopped, traced, read from, or written to. The look holds copies of descriptors while it lasts: what the program
