@@ -8,15 +8,16 @@ use crate::error::Context;
 use crate::file_policy::Collector;
 use crate::freeze::{Frozen, FrozenProcess};
 use crate::inquiry::{Inquiry, Outside};
+use crate::ipc;
 use crate::maps;
 use crate::memory::{self, Collected};
 use crate::model::{Tree, Zombie};
 use crate::store::Store;
-use crate::sysv::{self, Member};
 use crate::tree::{self, Stat, status_field};
 use crate::{EngineError, Job, Refusal, processor};
 use stasis_sys::task::{self, Shared};
 use stasis_sys::{Pid, procfs};
+use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -64,6 +65,8 @@ pub struct Captured {
     pub files: Collector,
     /// Shared memory that is still to be written.
     pub shared: Vec<SharedContents>,
+    /// System V segments, still to be written.
+    pub ipc: ipc::Captured,
     /// What the user should know.
     pub notes: Vec<String>,
 }
@@ -142,7 +145,6 @@ pub fn settle(frozen: &Frozen, keeper: Pid) -> Result<(), EngineError> {
             }
         }
     }
-    refusals.extend(sysv::refusals(&members(frozen)));
     if refusals.is_empty() {
         Ok(())
     } else {
@@ -150,13 +152,11 @@ pub fn settle(frozen: &Frozen, keeper: Pid) -> Result<(), EngineError> {
     }
 }
 
-/// Every process of the tree, ended ones too.
-fn members(frozen: &Frozen) -> Vec<Member> {
-    let living = frozen.processes.iter();
-    let living = living.map(|p| (p.pid, p.virtual_pid, p.stat.comm.clone()));
-    let ended = frozen.zombies.iter();
-    let ended = ended.map(|z| (z.pid, z.virtual_pid, z.stat.comm.clone()));
-    living.chain(ended).collect()
+/// The tree as the owner of System V objects.
+fn owner(frozen: &Frozen, keeper: Pid) -> ipc::Job {
+    let living = frozen.processes.iter().map(|process| process.pid);
+    let ended = frozen.zombies.iter().map(|zombie| zombie.pid);
+    ipc::Job::new(keeper, living.chain(ended))
 }
 
 fn view(process: &FrozenProcess) -> ProcessView {
@@ -351,6 +351,20 @@ pub fn capture(
         return Err(EngineError::Refused(refused));
     }
     collected.shared.tie(&open.inodes);
+    let mut job_s = owner(frozen, job.keeper);
+    job_s.queues = open.inodes.iter().map(|(_, inode)| *inode).collect();
+    let mut mapped = HashMap::new();
+    for vma in outside.iter().flat_map(|seen| &seen.vmas) {
+        if let Some(id) = vma.segment() {
+            job_s.attached.insert(id);
+            if vma.has(b"ht") {
+                job_s.huge.insert(id);
+            }
+            *mapped.entry(id).or_default() += 1;
+        }
+    }
+    let mut ipc = ipc::capture(&job_s, job.keeper, &mapped, &virtual_pids, store)?;
+    ipc.look_for_undo(frozen, &outside, job.keeper)?;
     let inquiry = Inquiry::make(frozen, &outside, &mut collected, store)?;
     let (mut processes, shared) = inquiry.evaluate(frozen, outside)?;
     let parent_of = |stat: &Stat| virtual_pids.get(&stat.parent).copied().unwrap_or(keeper);
@@ -415,12 +429,16 @@ pub fn capture(
         terminal,
         foreground,
         pseudo_terminals,
+        ipc: std::mem::take(&mut ipc.state),
     };
+    let mut notes = open.notes;
+    notes.append(&mut ipc.notes);
     Ok(Captured {
         tree,
         files,
         shared,
-        notes: open.notes,
+        ipc,
+        notes,
     })
 }
 

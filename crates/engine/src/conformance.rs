@@ -8,7 +8,7 @@
 
 use crate::{
     address_room, attributes, capture, clocks, credentials, descriptors, file_policy, freeze,
-    interruptions, memory, processor, restart, signals, space, sysv, threads, timers, tree,
+    interruptions, ipc, memory, processor, restart, signals, space, threads, timers, tree,
 };
 use serde::{Deserialize, Serialize};
 
@@ -150,7 +150,12 @@ pub const SECTIONS: &[Section] = &[
         "address_room.rs",
         address_room::CONFORMANCE,
     ),
-    section("System V IPC", "sysv.rs", sysv::CONFORMANCE),
+    section("System V IPC", "ipc/mod.rs", ipc::CONFORMANCE),
+    section(
+        "POSIX message queues",
+        "descriptors/mqueues.rs",
+        descriptors::mqueues::CONFORMANCE,
+    ),
     section(
         "Files",
         "descriptors/files.rs",

@@ -13,9 +13,7 @@ use crate::descriptors::{self, CaptureContext, Inherited, Outside, ProcessView};
 use crate::file_policy::Collector;
 use crate::memory::{self, Collected};
 use crate::tree::{self, Stat, status_field};
-use crate::{
-    EngineError, Job, Refusal, address_room, capture, freeze, maps, signals, sysv, timers,
-};
+use crate::{EngineError, Job, Refusal, address_room, capture, freeze, maps, signals, timers};
 use serde::{Deserialize, Serialize};
 use stasis_sys::Pid;
 use std::collections::BTreeMap;
@@ -152,7 +150,6 @@ fn members_of(
 ) -> Result<Look, EngineError> {
     let mut look = Look::default();
     let mut views = Vec::new();
-    let mut ended = Vec::new();
     for &pid in members {
         let (Some(stat), Ok(status)) = (Stat::read(pid), capture::read_status(pid)) else {
             continue;
@@ -166,18 +163,12 @@ fn members_of(
         let alone = tree::threads(pid).len() <= 1;
         if matches!(stat.state, 'X') || stat.state == 'Z' && alone {
             look.items.push(Item::of(&view, &tree::ZOMBIE));
-            ended.push(view);
             continue;
         }
         if process(&mut look, &view, &stat, &status, around) {
             views.push(view);
         }
     }
-    let all = views.iter().chain(&ended);
-    let all: Vec<sysv::Member> = all
-        .map(|view| (view.pid, view.virtual_pid, view.name.clone()))
-        .collect();
-    look.refuse(sysv::refusals(&all));
     let files = Collector::new(0);
     let context = CaptureContext {
         processes: &views,

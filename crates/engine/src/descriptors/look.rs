@@ -34,6 +34,7 @@ impl Kind {
             Kind::UnixSocket(state) => state.claim(),
             Kind::Tcp(state) => state.claim(),
             Kind::Udp(_) => super::udp::SOCKET,
+            Kind::MessageQueue(_) => super::mqueues::QUEUE,
             Kind::Netlink(_) => super::netlink::SOCKET,
         }
     }

@@ -27,6 +27,7 @@ pub mod inherited;
 pub mod locks;
 mod look;
 pub mod memfd;
+pub mod mqueues;
 pub mod netlink;
 pub mod outside;
 pub mod owner;
@@ -130,6 +131,8 @@ pub enum Kind {
     Udp(udp::State),
     /// A netlink socket.
     Netlink(netlink::State),
+    /// A POSIX message queue.
+    MessageQueue(mqueues::State),
 }
 
 impl Kind {
