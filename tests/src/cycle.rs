@@ -299,6 +299,13 @@ pub fn verify_after_restart_with<S: AsRef<std::ffi::OsStr>>(
 
     let mut job = sandbox.run(argv);
     job.wait_line("ready");
+    job.wait_listed();
+    // What a look says beforehand must be so.
+    let looked = sandbox.stasis(["check", "job"]);
+    assert!(
+        looked.success(),
+        "it can be saved, and the look says: {looked:?}"
+    );
     let first = job.checkpoint();
     look(&first);
     sandbox.write("go", "");

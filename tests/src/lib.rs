@@ -17,6 +17,7 @@
 
 mod build;
 mod cluster;
+pub mod conformance;
 mod cycle;
 mod job_script;
 mod processes;

@@ -7,11 +7,26 @@
 
 use crate::attributes;
 use crate::capture;
+use crate::conformance::Claim;
 use crate::freeze::Frozen;
 use crate::model::Tree;
 use crate::{EngineError, Refusal};
 use rustix::process::{Resource, Rlimit, prlimit};
 use stasis_sys::{Pid, procfs};
+
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    Claim::kept(
+        "address space at its soft limit (RLIMIT_AS)",
+        "the limit is raised for as long as the program stands still",
+        &["check::an_address_space_at_its_soft_limit"],
+    ),
+    Claim::refused(
+        "address space at its hard limit",
+        "",
+        &["check::an_address_space_at_its_hard_limit"],
+    ),
+];
 
 /// What scratch areas of one process take at most, and more.
 const NEEDED: u64 = 1 << 20;
@@ -59,15 +74,7 @@ impl AddressRoom {
                     pid,
                     own,
                 }),
-                None => refusals.push(Refusal {
-                    pid: Some(process.virtual_pid),
-                    process: name(pid),
-                    object: "its address space".into(),
-                    reason: format!(
-                        "it is at its limit of {soft} bytes, and a checkpoint needs {NEEDED} more for a moment"
-                    ),
-                    hint: "give it a higher hard limit (ulimit -H -v)".into(),
-                }),
+                None => refusals.push(refusal(pid, process.virtual_pid, soft)),
             }
         }
         if refusals.is_empty() {
@@ -94,6 +101,27 @@ impl Drop for AddressRoom {
             // A process that is gone needs none.
             let _ = prlimit(Some(*pid), Resource::As, *own);
         }
+    }
+}
+
+/// Why a process that runs would be refused, seen without touching its limit.
+pub(crate) fn obstacle(pid: Pid, virtual_pid: Pid) -> Option<Refusal> {
+    let (Some(soft), Some(hard)) = attributes::limit(pid, Resource::As).ok()? else {
+        return None;
+    };
+    let needed = size(pid).saturating_add(NEEDED);
+    (needed > soft && needed > hard).then(|| refusal(pid, virtual_pid, soft))
+}
+
+fn refusal(pid: Pid, virtual_pid: Pid, limit: u64) -> Refusal {
+    Refusal {
+        pid: Some(virtual_pid),
+        process: name(pid),
+        object: "its address space".into(),
+        reason: format!(
+            "it is at its limit of {limit} bytes, and a checkpoint needs {NEEDED} more for a moment"
+        ),
+        hint: "give it a higher hard limit (ulimit -H -v)".into(),
     }
 }
 

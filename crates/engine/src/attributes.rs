@@ -11,6 +11,7 @@
 use crate::EngineError;
 use crate::batch::{Answers, Asked, Batch, Room};
 use crate::calls::Calls;
+use crate::conformance::Claim;
 use crate::error::Context;
 use crate::tree::status_field;
 use rustix::process::{Resource, Rlimit, prlimit};
@@ -18,6 +19,13 @@ use serde::{Deserialize, Serialize};
 use stasis_sys::{Pid, procfs};
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
+
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[Claim::kept(
+    "working directory, umask, limits, personality, no_new_privs, parent-death signal, subreaper",
+    "",
+    &["processes::attributes", "processes::subreaper"],
+)];
 
 /// Soft and hard limit; `None` is no limit.
 pub type Limit = (Option<u64>, Option<u64>);

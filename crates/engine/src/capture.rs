@@ -2,6 +2,7 @@
 
 use crate::checkpoint::Options;
 use crate::clocks;
+use crate::conformance::Claim;
 use crate::descriptors::{self, CaptureContext, Kind, ProcessView, ptys};
 use crate::error::Context;
 use crate::file_policy::Collector;
@@ -20,6 +21,59 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
+
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    Claim::refused(
+        "system call filter of its own (seccomp)",
+        "an ordinary user cannot read filters back",
+        &[
+            "check::a_system_call_filter",
+            "refused::system_call_filters",
+        ],
+    ),
+    Claim::refused(
+        "namespaces of its own",
+        "containers and sandboxes inside the job",
+        &[
+            "check::namespaces",
+            "refused::user_namespaces",
+            "refused::mount_namespaces",
+            "refused::network_namespaces",
+            "refused::ipc_namespaces",
+            "refused::name_namespaces",
+            "refused::cgroup_namespaces",
+            "refused::pid_namespaces",
+            "refused::pid_namespaces_to_come",
+        ],
+    ),
+    Claim::refused(
+        "root directory of its own (chroot)",
+        "",
+        &["check::another_root", "refused::other_roots"],
+    ),
+    Claim::refused(
+        "memory, descriptors or working directory shared with another process",
+        "clone(2) without threads",
+        &["check::shared_tables"],
+    ),
+    Claim::refused(
+        "thread with descriptors or a working directory of its own",
+        "unshare(2)",
+        &["descriptors::thread_table"],
+    ),
+    Claim::refused(
+        "process that a debugger or strace in the job traces",
+        "",
+        &["refused::debuggers", "refused::traced_programs"],
+    ),
+    Claim::refused("32-bit program", "", &["check::a_32_bit_program"]),
+    Claim::refused(
+        "program that is not dumpable",
+        "set-user-id programs and agents of keys",
+        &["faults::a_program_that_is_not_dumpable"],
+    ),
+];
 
 /// A captured tree, without its private memory.
 pub struct Captured {
@@ -93,25 +147,9 @@ pub fn settle(frozen: &Frozen, keeper: Pid) -> Result<(), EngineError> {
             &process.stat.comm,
             &maps::read(id)?,
         ));
-        for thread in process.threads.iter().skip(1) {
-            for (resource, name) in [
-                (Shared::Descriptors, "descriptors"),
-                (Shared::FileSystem, "a working directory"),
-            ] {
-                if !task::share(id, thread.tid, resource).unwrap_or(true) {
-                    let object = format!("thread {}", thread.virtual_tid);
-                    let reason = format!("it has {name} of its own (unshare(2))");
-                    let hint = "checkpoint when that thread has ended";
-                    refusals.push(refusal(
-                        process.virtual_pid,
-                        &process.stat,
-                        &object,
-                        &reason,
-                        hint,
-                    ));
-                }
-            }
-        }
+        let view = view(process);
+        let threads: Vec<Pid> = process.threads.iter().map(|thread| thread.tid).collect();
+        refusals.extend(thread_obstacles(&view, &process.stat, &threads));
         for thread in &process.threads {
             if thread
                 .stopped
@@ -120,13 +158,7 @@ pub fn settle(frozen: &Frozen, keeper: Pid) -> Result<(), EngineError> {
                 .transpose()?
                 .is_some_and(|r| r.is_32_bit())
             {
-                refusals.push(refusal(
-                    process.virtual_pid,
-                    &process.stat,
-                    "the program",
-                    "it is a 32-bit program",
-                    "use the 64-bit one",
-                ));
+                refusals.push(not_64_bit(process.virtual_pid, &process.stat));
                 break;
             }
         }
@@ -145,7 +177,42 @@ fn owner(frozen: &Frozen, keeper: Pid) -> ipc::Job {
     ipc::Job::new(keeper, living.chain(ended))
 }
 
-fn refusal(pid: Pid, stat: &Stat, object: &str, reason: &str, hint: &str) -> Refusal {
+fn view(process: &FrozenProcess) -> ProcessView {
+    ProcessView {
+        pid: living(process),
+        virtual_pid: process.virtual_pid,
+        name: process.stat.comm.clone(),
+    }
+}
+
+/// Threads that have something of their own which all threads of a process share otherwise.
+pub(crate) fn thread_obstacles(view: &ProcessView, stat: &Stat, threads: &[Pid]) -> Vec<Refusal> {
+    let mut refusals = Vec::new();
+    for thread in threads.iter().skip(1) {
+        for (resource, name) in [
+            (Shared::Descriptors, "descriptors"),
+            (Shared::FileSystem, "a working directory"),
+        ] {
+            if !task::share(view.pid, *thread, resource).unwrap_or(true) {
+                let status =
+                    procfs::read_to_string(format!("/proc/{}/task/{thread}/status", view.pid));
+                let id = tree::innermost_id(&status.unwrap_or_default()).unwrap_or(*thread);
+                let object = format!("thread {id}");
+                let reason = format!("it has {name} of its own (unshare(2))");
+                let hint = "checkpoint when that thread has ended";
+                refusals.push(refusal(view.virtual_pid, stat, &object, &reason, hint));
+            }
+        }
+    }
+    refusals
+}
+
+pub(crate) fn not_64_bit(pid: Pid, stat: &Stat) -> Refusal {
+    let reason = "it is a 32-bit program";
+    refusal(pid, stat, "the program", reason, "use the 64-bit one")
+}
+
+pub(crate) fn refusal(pid: Pid, stat: &Stat, object: &str, reason: &str, hint: &str) -> Refusal {
     Refusal {
         pid: Some(pid),
         process: stat.comm.clone(),
@@ -156,7 +223,7 @@ fn refusal(pid: Pid, stat: &Stat, object: &str, reason: &str, hint: &str) -> Ref
 }
 
 /// What is the same for the whole job, as its keeper has it.
-struct Surroundings {
+pub(crate) struct Surroundings {
     keeper: Pid,
     filters: Filters,
     namespaces: [Option<PathBuf>; NAMESPACES.len()],
@@ -192,7 +259,20 @@ fn namespace(id: Pid, name: &str) -> Option<PathBuf> {
 }
 
 impl Surroundings {
-    fn of(keeper: Pid) -> Surroundings {
+    /// Of a program that is no job: what its parent is in. Where that may not be seen, as of a daemon, what this process is in.
+    pub(crate) fn of_program(parent: Pid) -> Surroundings {
+        let around = Surroundings::of(parent);
+        let [Some(_), ..] = around.namespaces else {
+            let keeper = parent;
+            return Surroundings {
+                keeper,
+                ..Surroundings::of(Pid::current())
+            };
+        };
+        around
+    }
+
+    pub(crate) fn of(keeper: Pid) -> Surroundings {
         Surroundings {
             keeper,
             filters: filters(&read_status(keeper).unwrap_or_default()),
@@ -201,7 +281,8 @@ impl Surroundings {
     }
 }
 
-fn obstacles(
+/// What of a process stands in the way, but for its descriptors, memory and threads.
+pub(crate) fn obstacles(
     id: Pid,
     virtual_pid: Pid,
     stat: &Stat,
@@ -266,15 +347,7 @@ pub fn capture(
 ) -> Result<Captured, EngineError> {
     let frozen_at = Instant::now();
     let virtual_pids = frozen.virtual_pids();
-    let views: Vec<ProcessView> = frozen
-        .processes
-        .iter()
-        .map(|p| ProcessView {
-            pid: living(p),
-            virtual_pid: p.virtual_pid,
-            name: p.stat.comm.clone(),
-        })
-        .collect();
+    let views: Vec<ProcessView> = frozen.processes.iter().map(view).collect();
     let files = Collector::new(options.file_content_limit);
     files.remember(&job.memory.files);
     let context = CaptureContext {
@@ -293,17 +366,24 @@ pub fn capture(
         ..Collected::default()
     };
     let mut vdso = Vec::new();
-    let mut outside = Vec::new();
+    let (mut outside, mut refused) = (Vec::new(), Vec::new());
     for frozen in &mut frozen.processes {
         let seen = Outside::look(frozen, &files, &mut collected, frozen_at)?;
+        // Once more, now that the flags of areas are known.
+        let (pid, name) = (frozen.virtual_pid, &frozen.stat.comm);
+        refused.extend(memory::refusals(pid, name, &seen.vmas));
         if vdso.is_empty() {
             vdso = memory::vdso::contents(&seen.vmas, &frozen.memory)?;
         }
         outside.push(seen);
     }
-    let (refusals, contexts) = aio_refusals(frozen, &outside, &open);
-    if !refusals.is_empty() {
-        return Err(EngineError::Passing(refusals));
+    let (passing, contexts) = aio_refusals(frozen, &outside, &open);
+    if !refused.is_empty() {
+        refused.extend(passing);
+        return Err(EngineError::Refused(refused));
+    }
+    if !passing.is_empty() {
+        return Err(EngineError::Passing(passing));
     }
     collected.shared.tie(&open.inodes);
     let mut job_s = owner(frozen, job.keeper);
@@ -459,65 +539,4 @@ pub(crate) fn innermost(status: &str, field: &str) -> Pid {
     let last = status_field(status, field)
         .and_then(|ids| ids.split_ascii_whitespace().last()?.parse().ok());
     Pid(last.unwrap_or(0))
-}
-
-/// Looks at a running tree and tells what could not be saved, and what a restart would not bring back as it is. Nothing is stopped.
-///
-/// # Errors
-/// When the tree cannot be looked at.
-pub fn check(root: Pid) -> Result<(Vec<Refusal>, Vec<String>), EngineError> {
-    let mut refusals = Vec::new();
-    let mut views = Vec::new();
-    let around = Surroundings::of(Stat::read(root).ok_or(EngineError::Gone)?.parent);
-    for pid in std::iter::once(root).chain(tree::descendants(root)) {
-        let (Some(stat), Ok(status)) = (Stat::read(pid), read_status(pid)) else {
-            continue;
-        };
-        if matches!(stat.state, 'Z' | 'X') {
-            continue;
-        }
-        let virtual_pid = tree::innermost_id(&status).unwrap_or(pid);
-        if fs::read_link(format!("/proc/{pid}/ns/user")).is_err() {
-            refusals.push(refusal(
-                virtual_pid,
-                &stat,
-                "the process",
-                "it is protected from being traced (not dumpable, or another user's)",
-                "run it as yourself, and without that protection",
-            ));
-            continue;
-        }
-        obstacles(pid, virtual_pid, &stat, &status, &around, &mut refusals);
-        match maps::read(pid) {
-            Ok(areas) => refusals.extend(memory::refusals(virtual_pid, &stat.comm, &areas)),
-            Err(_) => {
-                refusals.push(refusal(
-                    virtual_pid,
-                    &stat,
-                    "the process",
-                    "it may not be traced by you",
-                    "run it as yourself",
-                ));
-                continue;
-            }
-        }
-        views.push(ProcessView {
-            pid,
-            virtual_pid,
-            name: stat.comm,
-        });
-    }
-    let stdio = descriptors::stdio_of(root);
-    let files = Collector::new(0);
-    let context = CaptureContext {
-        processes: &views,
-        stdio: &stdio,
-        inherited: &[],
-        contents: None,
-        file_content_limit: 0,
-        files: &files,
-    };
-    let (more, notes) = descriptors::refusals(&context)?;
-    refusals.extend(more);
-    Ok((refusals, notes))
 }

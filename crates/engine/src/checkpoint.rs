@@ -8,7 +8,7 @@ use crate::memory::{self, Area};
 use crate::progress::{Progress, Step};
 use crate::space::{self, Modest};
 use crate::store::{MemorySource, Store};
-use crate::{EngineError, Job, Refusal, faults, twin};
+use crate::{EngineError, Job, faults, twin};
 use serde::{Deserialize, Serialize};
 use stasis_image::{
     Compression, Image, ImageWriter, ObjectId, Run, Secret, StoreJob, WriteOptions,
@@ -486,13 +486,4 @@ fn end(frozen: &Frozen) {
             }
         }
     }
-}
-
-/// Looks at the live tree below `root` without stopping it, and tells what could not be saved; and, where all could be, what the
-/// user should know, such as connections that a restart resets.
-///
-/// # Errors
-/// When the tree cannot be looked at.
-pub fn check(root: Pid) -> Result<(Vec<Refusal>, Vec<String>), EngineError> {
-    capture::check(root)
 }

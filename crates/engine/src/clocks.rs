@@ -7,10 +7,21 @@
 //!
 //! Rests on: time_namespaces(7); timers have no namespace, only the clocks that are read and absolute times.
 
+use crate::conformance::Claim;
 use crate::model::Clocks;
 use rustix::time::{ClockId, clock_gettime};
 use stasis_sys::{Pid, procfs};
 use std::time::Duration;
+
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    Claim::kept(
+        "CLOCK_MONOTONIC and CLOCK_BOOTTIME",
+        "go on from the checkpoint where the host has time namespaces; otherwise they jump",
+        &["time::clocks"],
+    ),
+    Claim::reset("CLOCK_REALTIME", "is the time of day", &["time::clocks"]),
+];
 
 /// `CLOCK_MONOTONIC` of the calling process.
 #[must_use]

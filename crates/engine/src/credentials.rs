@@ -7,8 +7,16 @@
 
 use crate::EngineError;
 use crate::calls::Calls;
+use crate::conformance::Claim;
 use crate::tree::status_field;
 use serde::{Deserialize, Serialize};
+
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[Claim::kept(
+    "user and group ids, supplementary groups, capabilities",
+    "",
+    &["processes::credentials"],
+)];
 
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,6 +7,7 @@
 //! need not be: their status is all that is left of them. Dropping a [`Frozen`] lets the program run on.
 
 use crate::EngineError;
+use crate::conformance::Claim;
 use crate::error::Context;
 use crate::interruptions::{self, Continued};
 use crate::timed_calls::{self, Sleeping};
@@ -15,6 +16,16 @@ use stasis_sys::{Pid, procfs};
 use stasis_tracee::{Born, Memory, Running, Stop, Stopped, TraceError, Withheld};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
+
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    Claim::refused("process that a debugger traces", "", &["check::a_debugger"]),
+    Claim::refused(
+        "process that waits for its vfork child",
+        "tried again for 10 s, as it passes",
+        &["processes::vforked"],
+    ),
+];
 
 /// One stopped thread.
 #[derive(Debug)]
@@ -255,15 +266,7 @@ fn wait_patiently(running: Running, born: &mut Born) -> Result<Stopped, TraceErr
 /// Why a thread could not be stopped for so long.
 fn unreachable(tid: Pid) -> EngineError {
     let stat = Stat::read(tid);
-    let call = procfs::read_to_string(format!("/proc/{tid}/syscall")).unwrap_or_default();
-    let number = call
-        .split_ascii_whitespace()
-        .next()
-        .and_then(|word| word.parse::<i64>().ok());
-    let vfork = number.is_some_and(|number| {
-        matches!(number, libc::SYS_vfork | libc::SYS_clone | libc::SYS_clone3)
-    });
-    let (reason, hint) = if vfork {
+    let (reason, hint) = if is_in_vfork(tid) {
         (
             "it waits for a child that it has made by vfork(2) and that does not exec",
             "try again when that child has started its program",
@@ -283,6 +286,18 @@ fn unreachable(tid: Pid) -> EngineError {
     }])
 }
 
+/// Whether a thread that no stop reaches is in a call that waits for a child.
+fn is_in_vfork(tid: Pid) -> bool {
+    let call = procfs::read_to_string(format!("/proc/{tid}/syscall")).unwrap_or_default();
+    let number = call
+        .split_ascii_whitespace()
+        .next()
+        .and_then(|word| word.parse::<i64>().ok());
+    number.is_some_and(|number| {
+        matches!(number, libc::SYS_vfork | libc::SYS_clone | libc::SYS_clone3)
+    })
+}
+
 fn is_traced_by_us(pid: Pid, tid: Pid) -> bool {
     let status =
         procfs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).unwrap_or_default();
@@ -298,15 +313,49 @@ fn is_kernel_s(stat: &Stat) -> bool {
 }
 
 fn untraceable(pid: Pid, stat: &Stat, error: TraceError) -> EngineError {
-    EngineError::Refused(vec![crate::Refusal {
+    let seen = traced_by_another(pid, stat, &tree::threads(pid));
+    let refusal = seen.unwrap_or_else(|| cannot_be_traced(pid, stat, &error.to_string()));
+    EngineError::Refused(vec![refusal])
+}
+
+fn cannot_be_traced(pid: Pid, stat: &Stat, why: &str) -> crate::Refusal {
+    crate::Refusal {
         pid: Some(pid),
         process: stat.comm.clone(),
         object: "the process".into(),
-        reason: format!("it cannot be traced ({error})"),
+        reason: format!("it cannot be traced ({why})"),
         hint: "a debugger or another tracer is attached, or it is a setuid or otherwise protected program: \
                end that, or leave the program out of the job"
             .into(),
-    }])
+    }
+}
+
+/// Why a process that runs could not be stopped: somebody else traces it. A supervisor of ours that looks is no such.
+pub(crate) fn traced_by_another(pid: Pid, stat: &Stat, threads: &[Pid]) -> Option<crate::Refusal> {
+    let mut tracers = threads.iter().filter_map(|tid| {
+        let path = format!("/proc/{pid}/task/{tid}/status");
+        let status = procfs::read_to_string(path).unwrap_or_default();
+        let tracer: Pid = Pid(tree::status_field(&status, "TracerPid")?.parse().ok()?);
+        (tracer.0 != 0 && !is_thread_of_ours(tracer)).then_some(tracer)
+    });
+    let tracer = tracers.next()?;
+    let name = Stat::read(tracer).map_or_else(String::new, |stat| format!(" ({})", stat.comm));
+    Some(cannot_be_traced(
+        pid,
+        stat,
+        &format!("process {tracer}{name} does"),
+    ))
+}
+
+fn is_thread_of_ours(tid: Pid) -> bool {
+    std::path::Path::new(&format!("/proc/self/task/{tid}")).exists()
+}
+
+/// Whether one of these threads waits for a child that it has made by vfork(2), where no stop reaches it.
+pub(crate) fn waits_for_vfork(threads: &[Pid]) -> bool {
+    let waits =
+        |tid: &&Pid| Stat::read(tid).is_some_and(|stat| stat.state == 'D') && is_in_vfork(**tid);
+    threads.iter().any(|tid| waits(&tid))
 }
 
 fn assemble(keeper: Pid, members: &[Pid], mut catch: Catch) -> Result<Frozen, EngineError> {

@@ -14,6 +14,7 @@
 //! here, which takes some ten microseconds, the program sees what the kernel made of the call.
 
 use crate::EngineError;
+use crate::conformance::Claim;
 use crate::continuations::{Slot, Slots};
 use crate::freeze::{Frozen, FrozenProcess, FrozenThread};
 use crate::timed_calls::{self, Limit, Look, Sleeping};
@@ -24,6 +25,28 @@ use stasis_tracee::arch::{ERESTARTNOHAND, ERESTARTSYS, IO_PGETEVENTS};
 use stasis_tracee::{Memory, Stopped};
 use std::collections::HashMap;
 use std::time::Instant;
+
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    Claim::kept(
+        "call that a thread waits in",
+        "not seen by the program; time limits go on",
+        &[
+            "invisible_stop::naps_and_polls",
+            "invisible_stop::futexes",
+            "invisible_stop::receives",
+            "time::a_sleeping_program",
+        ],
+    ),
+    Claim::kept(
+        "transfer that is under way",
+        "no byte lost or doubled",
+        &[
+            "invisible_stop::transfers",
+            "invisible_stop::transfers_in_pieces",
+        ],
+    ),
+];
 
 /// A thread continues a call with the time that it has left.
 #[derive(Clone, Copy, Debug)]

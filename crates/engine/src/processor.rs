@@ -5,8 +5,16 @@
 //! in SIGILL, sooner or later. Not saved: what a program really uses, which cannot be known.
 
 use crate::Refusal;
+use crate::conformance::Claim;
 use serde::{Deserialize, Serialize};
 use stasis_tracee::arch;
+
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[Claim::refused(
+    "processor that lacks features of the one of the checkpoint",
+    "at the restart; --any-processor tries it",
+    &["restarts::another_processor"],
+)];
 
 /// The processor of a checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

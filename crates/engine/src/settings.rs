@@ -13,9 +13,28 @@
 
 use crate::batch::{Answers, Asked, Batch, Room};
 use crate::calls::Calls;
+use crate::conformance::Claim;
 use crate::{EngineError, Refusal};
 use serde::{Deserialize, Serialize};
 use stasis_sys::Pid;
+
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    Claim::kept(
+        "memory barriers, no new executable memory, vector features asked for, memory policy of a thread, time stamps, speculation",
+        "",
+        &["processes::settings", "strategies::namespaces::settings"],
+    ),
+    Claim::refused(
+        "key in a keyring of a thread, a process, or a session of the job's own",
+        "",
+        &[
+            "refused::thread_keys",
+            "refused::process_keys",
+            "refused::session_keys",
+        ],
+    ),
+];
 
 /// Those of a process.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,11 +9,31 @@
 use crate::EngineError;
 use crate::batch::{Answers, Asked, Batch, Room};
 use crate::calls::Calls;
+use crate::conformance::Claim;
 use crate::tree::status_field;
 use serde::{Deserialize, Serialize};
 use stasis_sys::Pid;
 use stasis_sys::signal::SignalSet;
 use stasis_tracee::PendingSignal;
+
+pub(crate) const PENDING: Claim = Claim::kept(
+    "signal that waits",
+    "with its value and sender",
+    &["signals::pending", "signals::counted"],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    Claim::kept(
+        "handlers, ignored signals, masks",
+        "",
+        &[
+            "signals::dispositions",
+            "signals::ignored",
+            "signals::in_handler",
+        ],
+    ),
+    PENDING,
+];
 
 /// A waiting signal: the kernel's `siginfo_t`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,6 +7,7 @@
 
 use crate::capture::{self, Captured};
 use crate::checkpoint::Options;
+use crate::conformance::Claim;
 use crate::freeze::{Frozen, FrozenProcess};
 use crate::{EngineError, memory, tree};
 use stasis_sys::pagemap::Pages;
@@ -14,6 +15,13 @@ use stasis_sys::procfs;
 use stasis_sys::quota::{self, Owner};
 use std::fs::{self, File};
 use std::path::Path;
+
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[Claim::refused(
+    "image for which there is no room",
+    "before it is written, where that is clear",
+    &["faults::a_full_disk"],
+)];
 
 /// Pieces of memory that are tried, and their length.
 const SAMPLES: u64 = 128;

@@ -12,6 +12,7 @@
 use crate::EngineError;
 use crate::batch::{Answers, Asked, Batch, Room};
 use crate::calls::Calls;
+use crate::conformance::Claim;
 use crate::error::Context;
 use crate::signals;
 use crate::timed_calls::TimedCall;
@@ -21,6 +22,32 @@ use stasis_sys::signal::SignalSet;
 use stasis_sys::task::{self, Scheduling};
 use stasis_tracee::{Memory, Registers, RseqConfiguration, Stopped, Xstate};
 use std::io;
+
+pub(crate) const THREAD: Claim = Claim::kept(
+    "thread",
+    "id, registers, signal mask, alternate stack, name, robust futexes, restartable sequence",
+    &[
+        "threads::sixty_four_threads",
+        "threads::general_registers",
+        "threads::avx_registers",
+        "threads::robust_owner",
+        "threads::rseq_registered",
+    ],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    THREAD,
+    Claim::kept(
+        "process whose first thread has ended",
+        "",
+        &["threads::exited_leader"],
+    ),
+    Claim::kept(
+        "affinity, scheduling policy, nice value, timer slack",
+        "what this host or user cannot give is left, and told",
+        &["processes::attributes"],
+    ),
+];
 
 /// One thread.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -19,11 +19,27 @@ use crate::EngineError;
 use crate::batch::{Answers, Asked, Batch, Room};
 use crate::calls::Calls;
 use crate::clocks::Passed;
+use crate::conformance::Claim;
 use serde::{Deserialize, Serialize};
 use stasis_sys::{Pid, procfs};
 use stasis_tracee::PendingSignal;
 use std::collections::HashMap;
 use std::time::Duration;
+
+pub(crate) const TIMER: Claim = Claim::kept(
+    "POSIX timer",
+    "id, clock, what is left, interval, signal and value",
+    &[
+        "time::many_timers",
+        "time::timers_of_many_threads",
+        "time::a_signal_of_a_timer_that_waits",
+    ],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    TIMER,
+    Claim::kept("interval timer (setitimer)", "", &["time::intervals"]),
+];
 
 /// Interval and remaining time as the kernel holds them: four words, seconds and micro- or nanoseconds each.
 pub type Setting = [i64; 4];
@@ -79,6 +95,11 @@ fn encode(setting: &Setting) -> Vec<u8> {
 pub struct Questions {
     interval: [(Asked, Room); 3],
     posix: Vec<(PosixTimer, Asked, Room)>,
+}
+
+/// How many POSIX timers a process has, as far as the kernel shows them.
+pub(crate) fn count(process: Pid) -> usize {
+    parse(&procfs::read_to_string(format!("/proc/{process}/timers")).unwrap_or_default()).len()
 }
 
 /// Asks `process` for what is left of all its timers. `threads` translates thread ids to the program's numbers.

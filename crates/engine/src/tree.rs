@@ -1,7 +1,52 @@
 //! Finding the processes of a tree.
 
+use crate::conformance::Claim;
 use stasis_sys::{Pid, procfs};
 use std::fs;
+
+pub(crate) const PROCESS: Claim = Claim::kept(
+    "process",
+    "its id, parent, process group, session and name",
+    &[
+        "processes::tree",
+        "processes::sessions",
+        "strategies::namespaces::tree",
+    ],
+);
+pub(crate) const ZOMBIE: Claim = Claim::kept(
+    "ended process that was not waited for",
+    "its id and status",
+    &["processes::zombies"],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    PROCESS,
+    Claim::kept(
+        "session or group whose leader has ended",
+        "",
+        &["processes::dead_leaders"],
+    ),
+    Claim::kept(
+        "orphan",
+        "adopted by the same process: the first of the job, or a subreaper",
+        &["processes::orphans", "processes::subreaper"],
+    ),
+    ZOMBIE,
+    Claim::kept(
+        "process that job control has stopped",
+        "",
+        &["processes::stopped"],
+    ),
+    Claim::kept(
+        "process that is forking, executing, making threads",
+        "",
+        &[
+            "processes::forking_madly",
+            "processes::executing_madly",
+            "processes::threading_madly",
+        ],
+    ),
+];
 
 /// One line of `/proc/PID/stat`, the fields that the engine uses (`proc_pid_stat(5)`).
 #[derive(Clone, Debug)]

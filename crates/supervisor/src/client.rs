@@ -6,6 +6,7 @@ use crate::protocol::{
     write_line,
 };
 use crate::{Error, runtime_dir};
+use stasis_engine::look::Look;
 use std::fs;
 use std::io::{self, BufReader};
 use std::os::unix::net::UnixStream;
@@ -57,12 +58,15 @@ pub fn jobs() -> Result<Vec<Found>, Error> {
     Ok(found)
 }
 
+/// Takes nothing that comes before the answer.
+fn no_parts(_: AnswerKind) {}
+
 /// Asks for the status; `None` when nobody is there.
 fn status(socket: &Path) -> Result<Option<JobStatus>, Error> {
     let Some(stream) = connect(socket)? else {
         return Ok(None);
     };
-    match ask(stream, socket, RequestKind::Status, &mut |_| {})? {
+    match ask(stream, socket, RequestKind::Status, &mut no_parts)? {
         AnswerKind::Status(status) => Ok(Some(*status)),
         other => Err(unexpected(socket, &other)),
     }
@@ -109,7 +113,7 @@ fn ask(
     mut stream: UnixStream,
     socket: &Path,
     kind: RequestKind,
-    progress: &mut dyn FnMut(&Progress),
+    part: &mut dyn FnMut(AnswerKind),
 ) -> Result<AnswerKind, Error> {
     let none = |reason: String| Error::NoAnswer {
         supervisor: supervisor_of(socket),
@@ -127,9 +131,9 @@ fn ask(
     loop {
         match read_line::<Answer>(&mut reader) {
             Ok(Some(Answer {
-                kind: AnswerKind::Progress(state),
+                kind: kind @ (AnswerKind::Progress(_) | AnswerKind::Seen { .. }),
                 ..
-            })) => progress(&state),
+            })) => part(kind),
             Ok(Some(answer)) => return Ok(answer.kind),
             Ok(None) => return Err(none("it has ended, or was killed".into())),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -147,7 +151,7 @@ impl Found {
     }
     /// Asks and expects an answer without content.
     fn demand(&self, kind: RequestKind) -> Result<(), Error> {
-        match ask(self.connect()?, &self.socket, kind, &mut |_| {})? {
+        match ask(self.connect()?, &self.socket, kind, &mut no_parts)? {
             AnswerKind::Done => Ok(()),
             other => Err(unexpected(&self.socket, &other)),
         }
@@ -177,8 +181,37 @@ impl Found {
             progress: true,
             by_signal: false,
         };
-        match ask(stream, &self.socket, request, progress)? {
+        let mut told = |part| {
+            if let AnswerKind::Progress(state) = part {
+                progress(&state);
+            }
+        };
+        match ask(stream, &self.socket, request, &mut told)? {
             AnswerKind::Saved(saved) => Ok(saved),
+            other => Err(unexpected(&self.socket, &other)),
+        }
+    }
+    /// Looks at the job as its next checkpoint would. A checkpoint that is under way is waited for.
+    ///
+    /// # Errors
+    /// [`Error::Told`], [`Error::NoAnswer`].
+    pub fn check(&self) -> Result<Look, Error> {
+        let stream = self.connect()?;
+        stream
+            .set_read_timeout(None)
+            .context(|| "preparing a socket".into())?;
+        let mut seen = Vec::new();
+        let mut told = |part| {
+            if let AnswerKind::Seen { items } = part {
+                seen.extend(items);
+            }
+        };
+        match ask(stream, &self.socket, RequestKind::Check, &mut told)? {
+            AnswerKind::Checked(mut look) => {
+                seen.append(&mut look.items);
+                look.items = seen;
+                Ok(*look)
+            }
             other => Err(unexpected(&self.socket, &other)),
         }
     }
@@ -193,7 +226,7 @@ impl Found {
             progress: false,
             by_signal: true,
         };
-        match ask(self.connect()?, &self.socket, request, &mut |_| {})? {
+        match ask(self.connect()?, &self.socket, request, &mut no_parts)? {
             AnswerKind::Accepted => Ok(()),
             other => Err(unexpected(&self.socket, &other)),
         }

@@ -6,6 +6,7 @@
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use stasis_engine::look::{Item, Look};
 use std::io::{self, BufRead, Read, Write};
 use std::path::PathBuf;
 
@@ -51,6 +52,9 @@ pub enum RequestKind {
         #[serde(default)]
         auto: bool,
     },
+    /// A look at what a checkpoint would keep and refuse, as [`stasis_engine::look`] has it. Answered by `Seen`, in parts, and
+    /// `Checked`.
+    Check,
     /// End the whole tree, unsaved.
     Kill,
 }
@@ -77,6 +81,13 @@ pub enum AnswerKind {
     Progress(Progress),
     /// The image is committed.
     Saved(Saved),
+    /// Some of what was seen of the job. More follows.
+    Seen {
+        /// Resources.
+        items: Vec<Item>,
+    },
+    /// The rest of what was seen of the job: its items come after those that were told already.
+    Checked(Box<Look>),
     /// Done, and there is nothing to add.
     Done,
     /// It was not done.

@@ -154,58 +154,31 @@ const PIDFD_THREAD: u32 = 0o200;
 /// [`EngineError::Refused`] with everything that cannot be saved.
 pub fn capture(ctx: &CaptureContext) -> Result<Captured, EngineError> {
     let carrier = unix_sockets::carrier(ctx);
-    let mut sighted = survey(ctx)?;
-    let sockets = unix_sockets::Sockets::look(ctx, &carrier, &mut sighted)?;
-    let Sighted {
-        mut founds, tables, ..
-    } = sighted;
-    mark_earlier(ctx, &mut founds);
-    let connections = tcp::Connections::look(ctx, &founds)?;
-    let whole = Survey::new(ctx, &founds, &tables, sockets, connections);
+    let mut all = All::describe(ctx, &carrier)?;
     let mut captured = Captured::default();
     let (mut refused, mut passing) = (Vec::new(), Vec::new());
-    for (index, found) in founds.iter().enumerate() {
-        match describe(&whole, index) {
+    for described in all.described.drain(..) {
+        match described {
             Ok(description) => captured.descriptions.push(description),
             Err(Obstacle::Refused(refusal)) => refused.push(refusal),
             Err(Obstacle::Passing(refusal)) => passing.push(refusal),
-            Err(Obstacle::Error(error)) if ctx.contents.is_none() && vanished(&error) => {}
-            Err(Obstacle::Error(EngineError::System { source, .. }))
-                if ctx.contents.is_none() && source.kind() == io::ErrorKind::PermissionDenied =>
-            {
-                let reason = format!("it may not be looked at: {source}");
-                let hint = "look at a program of your own that was started by stasis";
-                if let Obstacle::Refused(refusal) = found.refuse(reason, hint) {
-                    refused.push(refusal);
-                }
-            }
             Err(Obstacle::Error(error)) => return Err(error),
         }
     }
-    drop(whole);
-    captured.tables = tables;
-    captured.inodes = founds.iter().map(Found::inode).collect();
-    let numbered = (0..).zip(&founds);
+    captured.inodes = all.founds.iter().map(Found::inode).collect();
+    captured.tables = all.tables;
+    let numbered = (0..).zip(&all.founds);
     let leased = numbered.filter(|(_, found)| locks::has_lease(found));
     captured.leases = leased.map(|(n, _)| DescriptionId(n)).collect();
-    match locks::capture(ctx, &mut captured) {
-        Err(EngineError::Refused(more)) => refused.extend(more),
-        other => other?,
-    }
     if refused.is_empty() && passing.is_empty() {
-        refused = unix_sockets::refuse_late(&founds, &captured.descriptions);
+        let kind = |id: DescriptionId| Some(&captured.descriptions.get(id.index())?.kind);
+        locks::capture(ctx, kind, &mut captured.tables);
+        let pairs: Vec<_> = all.founds.iter().zip(&captured.descriptions).collect();
+        refused = unix_sockets::refuse_late(&pairs);
+        captured.notes = notes(&pairs);
     }
     match (refused.is_empty(), passing.is_empty()) {
-        (true, true) => {
-            captured.notes = notes(&captured.descriptions);
-            for more in [
-                unix_sockets::notes(&founds, &captured.descriptions),
-                tcp::notes(&founds, &captured.descriptions),
-            ] {
-                captured.notes.extend(more);
-            }
-            Ok(captured)
-        }
+        (true, true) => Ok(captured),
         (true, false) => Err(EngineError::Passing(passing)),
         (false, _) => {
             refused.append(&mut passing);
@@ -214,20 +187,36 @@ pub fn capture(ctx: &CaptureContext) -> Result<Captured, EngineError> {
     }
 }
 
-/// What [`capture`] would refuse, and what the user should know; nothing is stored, and the processes may run meanwhile.
-///
-/// # Errors
-/// When a process cannot be looked at.
-pub fn refusals(ctx: &CaptureContext) -> Result<(Vec<Refusal>, Vec<String>), EngineError> {
-    let look = CaptureContext {
-        contents: None,
-        ..*ctx
-    };
-    match capture(&look) {
-        Ok(captured) => Ok((Vec::new(), captured.notes)),
-        Err(EngineError::Passing(_)) => Ok((Vec::new(), Vec::new())),
-        Err(EngineError::Refused(list)) => Ok((list, Vec::new())),
-        Err(error) => Err(error),
+/// All descriptions, and what the modules of their kinds say of each.
+pub(super) struct All<'a> {
+    pub founds: Vec<Found<'a>>,
+    pub tables: Vec<Table>,
+    /// In the order of `founds`.
+    pub described: Vec<Result<Description, Obstacle>>,
+}
+
+impl<'a> All<'a> {
+    pub(super) fn describe(
+        ctx: &CaptureContext<'a>,
+        carrier: &'a ProcessView,
+    ) -> Result<All<'a>, EngineError> {
+        let mut sighted = survey(ctx)?;
+        let sockets = unix_sockets::Sockets::look(ctx, carrier, &mut sighted)?;
+        let Sighted {
+            mut founds, tables, ..
+        } = sighted;
+        mark_earlier(ctx, &mut founds);
+        let connections = tcp::Connections::look(ctx, &founds)?;
+        let whole = Survey::new(ctx, &founds, &tables, sockets, connections);
+        let described = (0..founds.len())
+            .map(|index| describe(&whole, index))
+            .collect();
+        drop(whole);
+        Ok(All {
+            founds,
+            tables,
+            described,
+        })
     }
 }
 
@@ -239,7 +228,7 @@ pub fn stdio_of(pid: Pid) -> [Option<Outside>; 3] {
 }
 
 /// What a running process does: it closes descriptors and ends.
-fn vanished(error: &EngineError) -> bool {
+pub(crate) fn vanished(error: &EngineError) -> bool {
     match error {
         EngineError::Gone => true,
         EngineError::System { source, .. } => is_gone(source),
@@ -387,9 +376,9 @@ fn socket(whole: &Survey, found: &Found) -> Result<Kind, Obstacle> {
 }
 
 /// What the user should know about what was captured.
-fn notes(descriptions: &[Description]) -> Vec<String> {
-    let plain = |d: &&Description| matches!(&d.kind, Kind::EventFd(e) if e.semaphore.is_none());
-    let unknown = descriptions.iter().filter(plain).count();
+pub(super) fn notes(pairs: &[(&Found, &Description)]) -> Vec<String> {
+    let plain = |(_, d): &&(&Found, &Description)| matches!(&d.kind, Kind::EventFd(e) if e.semaphore.is_none());
+    let unknown = pairs.iter().filter(plain).count();
     let unknown = (unknown > 0).then(|| {
         format!(
             "this kernel does not tell whether an eventfd counts as a semaphore (EFD_SEMAPHORE): {unknown} taken as plain"
@@ -397,8 +386,10 @@ fn notes(descriptions: &[Description]) -> Vec<String> {
     });
     unknown
         .into_iter()
-        .chain(stdio::note(descriptions))
-        .chain(inherited::note(descriptions))
+        .chain(stdio::note(pairs))
+        .chain(inherited::note(pairs))
+        .chain(unix_sockets::notes(pairs))
+        .chain(tcp::notes(pairs))
         .collect()
 }
 

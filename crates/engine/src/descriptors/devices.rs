@@ -6,10 +6,22 @@
 use super::unsupported;
 use super::{Found, Obstacle};
 use crate::EngineError;
+use crate::conformance::Claim;
 use crate::error::Context;
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
+
+pub(super) const DEVICE: Claim = Claim::kept(
+    "memory device",
+    "/dev/null, zero, full, random, urandom",
+    &[
+        "descriptors::devices",
+        "engine-descriptors::kinds::devices_keep_their_flags",
+    ],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[DEVICE];
 
 /// A saved description of a memory device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

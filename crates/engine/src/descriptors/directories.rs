@@ -11,6 +11,7 @@
 
 use super::files::proc;
 use super::{CaptureContext, Found, Obstacle, Opening, Plan, RestoreContext, locks};
+use crate::conformance::Claim;
 use crate::error::Context;
 use crate::file_policy::paths::{Location, is_proc, is_window, kind_name, locate, refusal, show};
 use crate::file_policy::{FileId, PathBytes, PathMap};
@@ -26,6 +27,24 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+
+pub(super) const DIRECTORY: Claim = Claim::kept(
+    "directory",
+    "with the place where it is read",
+    &["descriptors::directories"],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    DIRECTORY,
+    Claim::refused(
+        "deleted directory",
+        "",
+        &[
+            "check::a_deleted_directory",
+            "engine::descriptors::directories::tests::a_deleted_directory_is_refused_and_a_missing_one_told",
+        ],
+    ),
+];
 
 /// A saved description of a directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

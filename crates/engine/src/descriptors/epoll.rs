@@ -18,6 +18,7 @@
 use super::capture::Survey;
 use super::{Description, DescriptionId, Found, Kind, Obstacle, Opened, set_status};
 use crate::EngineError;
+use crate::conformance::Claim;
 use crate::error::Context;
 use rustix::event::epoll::CreateFlags;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -32,6 +33,25 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+pub(super) const SET: Claim = Claim::kept(
+    "epoll set",
+    "with its entries, events and data",
+    &[
+        "descriptors::epolls",
+        "engine-descriptors::kinds::epoll_sets_keep_entries_events_and_data",
+        "engine-descriptors::kinds::epoll_edges_that_were_taken_do_not_come_back",
+    ],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    SET,
+    Claim::refused(
+        "epoll set that watches what nobody in the job holds",
+        "",
+        &["engine-descriptors::refused::epoll_targets_that_nobody_holds"],
+    ),
+];
 
 /// A saved epoll set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,10 +6,22 @@
 
 use super::{Found, Obstacle, set_status};
 use crate::EngineError;
+use crate::conformance::Claim;
 use crate::error::Context;
 use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, OwnedFd};
+
+pub(super) const COUNTER: Claim = Claim::kept(
+    "event counter (eventfd)",
+    "",
+    &[
+        "descriptors::eventfds",
+        "engine-descriptors::kinds::eventfds_keep_counter_and_semaphore",
+    ],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[COUNTER];
 
 /// A saved event counter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

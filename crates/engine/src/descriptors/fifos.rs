@@ -13,6 +13,7 @@ use super::{
     DescriptionId, Found, Obstacle, Opening, RestoreContext, map_path, reopen, set_status,
 };
 use crate::EngineError;
+use crate::conformance::Claim;
 use crate::error::Context;
 use rustix::event::PollFlags;
 use rustix::fs::{CWD, FileType, Mode, OFlags};
@@ -22,6 +23,19 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+
+pub(super) const FIFO: Claim = Claim::kept(
+    "FIFO",
+    "made again where it is missing",
+    &[
+        "descriptors::fifos",
+        "engine-descriptors::streams::fifos_come_back_by_their_name",
+        "engine-descriptors::streams::a_missing_fifo_is_made_again",
+        "engine-descriptors::streams::a_deleted_fifo_comes_back_without_a_name",
+    ],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[FIFO];
 
 /// A saved description of a FIFO.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

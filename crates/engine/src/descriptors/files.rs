@@ -15,6 +15,7 @@ pub mod proc;
 
 use super::{CaptureContext, Found, Obstacle, Opening, Plan, RestoreContext, locks};
 use crate::EngineError;
+use crate::conformance::Claim;
 use crate::error::Context;
 use crate::file_policy::paths::{Location, is_proc, is_window, kind_name, locate, refusal, show};
 use crate::file_policy::{FileIndex, PathBytes, PathMap, Uses};
@@ -26,6 +27,34 @@ use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+
+const FILE: Claim = Claim::kept(
+    "file",
+    "offset, flags, locks; a file that is written is as it was at the checkpoint",
+    &[
+        "descriptors::regular",
+        "files::changed_in_place",
+        "files::appending",
+        "files::shortened",
+    ],
+);
+const DELETED: Claim = Claim::kept(
+    "deleted file",
+    "contents and all",
+    &["descriptors::deleted"],
+);
+const NAME: Claim = Claim::kept(
+    "file or directory by its name alone (O_PATH)",
+    "",
+    &["descriptors::regular"],
+);
+const WINDOW: Claim = Claim::kept(
+    "file of /proc or /sys",
+    "opened again; what it says is the kernel's",
+    &["descriptors::proc_files"],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[FILE, DELETED, NAME, WINDOW];
 
 /// A saved description of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +69,20 @@ pub struct State {
     pub offset: u64,
     /// The locks that belong to it.
     pub locks: locks::State,
+}
+
+impl State {
+    /// Which of the claims it is.
+    pub(super) fn claim(&self, found: &Found) -> Claim {
+        const O_PATH: u32 = 0o10_000_000;
+        match &self.target {
+            Target::File(_) if self.flags & O_PATH != 0 => NAME,
+            Target::File(_) if found.stat.st_nlink == 0 => DELETED,
+            Target::File(_) => FILE,
+            Target::Proc(_) | Target::Window(_) => WINDOW,
+            Target::Name { .. } => NAME,
+        }
+    }
 }
 
 /// What a description is open on.

@@ -28,6 +28,7 @@ use super::{
     ttys,
 };
 use crate::EngineError;
+use crate::conformance::Claim;
 use crate::error::Context;
 use rustix::fs::{FileType, OFlags};
 use rustix::net::sockopt::{socket_domain, socket_type};
@@ -36,6 +37,18 @@ use serde::{Deserialize, Serialize};
 use stasis_sys::Pid;
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+
+pub(super) const GIVEN: Claim = Claim::reset(
+    "pipe, socket or terminal that the job was started with",
+    "becomes the restart's descriptor of that number, or a dead end",
+    &[
+        "inherited::bound_anew",
+        "inherited::dead_ends",
+        "inherited::nothing_that_does_not_fit",
+    ],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[GIVEN];
 
 /// A saved inherited description.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,10 +185,10 @@ pub(super) fn capture(whole: &Survey, found: &Found) -> Result<Option<State>, Ob
 }
 
 /// What the user should know about the inherited ones among the descriptions that were captured.
-pub(super) fn note(descriptions: &[super::Description]) -> Option<String> {
-    let numbers: BTreeSet<RawFd> = descriptions
+pub(super) fn note(pairs: &[(&Found, &super::Description)]) -> Option<String> {
+    let numbers: BTreeSet<RawFd> = pairs
         .iter()
-        .filter_map(|description| match &description.kind {
+        .filter_map(|(_, description)| match &description.kind {
             Kind::Inherited(state) => Some(state.number),
             _ => None,
         })

@@ -26,6 +26,7 @@ use super::capture::Survey;
 use super::{Description, DescriptionId, Found, Kind, Obstacle, Table};
 use crate::EngineError;
 use crate::calls::{Calls, SCRATCH};
+use crate::conformance::Claim;
 use crate::error::Context;
 use crate::maps::{self, Vma};
 use rustix::io::Errno;
@@ -35,6 +36,34 @@ use stasis_sys::procfs;
 use stasis_tracee::Memory;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
+
+pub(super) const RING: Claim = Claim::kept(
+    "ring for input and output (io_uring)",
+    "idle: its memory, counters, completions not read yet, registered buffers and files",
+    &[
+        "rings::idle",
+        "rings::workers",
+        "strategies::namespaces::rings",
+    ],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    RING,
+    Claim::refused(
+        "ring with requests under way",
+        "it is tried for a second",
+        &["rings::under_way"],
+    ),
+    Claim::refused(
+        "ring with an eventfd, a thread of the kernel (SQPOLL), or for one thread only (SINGLE_ISSUER)",
+        "Node.js: UV_USE_IO_URING=0",
+        &[
+            "rings::with_eventfd",
+            "rings::kernel_thread",
+            "rings::one_thread",
+        ],
+    ),
+];
 
 /// A saved ring.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

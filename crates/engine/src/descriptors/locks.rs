@@ -17,15 +17,35 @@
 
 use super::capture::{Found, Obstacle};
 use super::fdinfo::FdInfo;
-use super::{CaptureContext, Captured, DescriptionId, Kind, ProcessView, Table};
-use crate::file_policy::PathBytes;
+use super::{CaptureContext, Description, DescriptionId, Kind, ProcessView, Table};
+use crate::conformance::Claim;
+use crate::file_policy::{PathBytes, PathMap, Presence};
+use crate::model::Tree;
 use crate::{EngineError, Refusal};
-use rustix::fs::{CWD, FlockOperation, flock, readlinkat};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, open, readlinkat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use stasis_sys::lock::{self, Access, Range};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::path::PathBuf;
+
+pub(super) const LOCK: Claim = Claim::kept(
+    "lock on a file",
+    "flock, record locks of a process and of a description",
+    &["descriptors::locks"],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    LOCK,
+    Claim::kept("read lease (F_SETLEASE)", "", &["descriptors::owners"]),
+    Claim::refused("write lease (F_SETLEASE)", "", &["refused::write_leases"]),
+    Claim::refused(
+        "lock that another process has taken meanwhile",
+        "at the restart",
+        &["restarts::everything_at_once"],
+    ),
+];
 
 /// A record lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +65,13 @@ pub struct State {
     pub whole: Option<Whole>,
     /// `F_OFD_SETLK`.
     pub records: Vec<RecordLock>,
+}
+
+impl State {
+    /// How many they are.
+    pub(super) fn len(&self) -> usize {
+        self.records.len() + usize::from(self.whole.is_some())
+    }
 }
 
 /// A lock by `flock(2)`.
@@ -198,11 +225,8 @@ pub fn take_leases(
 /// When somebody else holds one, naming the file.
 pub fn take(fd: BorrowedFd<'_>, state: &State) -> Result<(), EngineError> {
     if let Some(whole) = state.whole {
-        let operation = match whole {
-            Whole::Shared => FlockOperation::NonBlockingLockShared,
-            Whole::Exclusive => FlockOperation::NonBlockingLockExclusive,
-        };
-        flock(fd, operation).map_err(|error| refused(fd.as_raw_fd(), None, error.into()))?;
+        flock(fd, whole.operation())
+            .map_err(|error| refused(fd.as_raw_fd(), None, error.into()))?;
     }
     for record in &state.records {
         lock::set_description(fd, record.access(), record.range())
@@ -211,22 +235,16 @@ pub fn take(fd: BorrowedFd<'_>, state: &State) -> Result<(), EngineError> {
     Ok(())
 }
 
-/// Fills [`super::Table::locks`] of every table, after all descriptions were captured.
-///
-/// # Errors
-/// What stands in the way.
-pub fn capture(ctx: &CaptureContext, captured: &mut Captured) -> Result<(), EngineError> {
-    let Captured {
-        descriptions,
-        tables,
-        ..
-    } = captured;
+/// Fills [`super::Table::locks`] of every table, after all descriptions were captured; `kind` is that of a description.
+pub(super) fn capture<'a>(
+    ctx: &CaptureContext,
+    kind: impl Fn(DescriptionId) -> Option<&'a Kind>,
+    tables: &mut [Table],
+) {
     for (process, table) in ctx.processes.iter().zip(tables) {
         for descriptor in &table.descriptors {
-            let on_file = descriptions
-                .get(descriptor.description.index())
-                .is_some_and(|d| matches!(d.kind, Kind::File(_) | Kind::Directory(_)));
-            if !on_file {
+            let kind = kind(descriptor.description);
+            if !matches!(kind, Some(Kind::File(_) | Kind::Directory(_))) {
                 continue;
             }
             // Gone while we only look: so are its locks.
@@ -251,7 +269,71 @@ pub fn capture(ctx: &CaptureContext, captured: &mut Captured) -> Result<(), Engi
             }
         }
     }
-    Ok(())
+}
+
+/// What a restart finds locked by others, before it touches anything. Each lock is tried on a description of our own, and given
+/// up at once.
+pub(crate) fn plan(tree: &Tree, map: &PathMap) -> Vec<Refusal> {
+    let mut refusals = Vec::new();
+    let mut try_them = |description: &Description,
+                        locks: &State,
+                        process: &[RecordLock],
+                        of: Option<&ProcessView>| {
+        let Some(path) = named_file(tree, description, map) else {
+            return;
+        };
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        // What cannot be opened is told by whoever has to open it.
+        let Ok(file) = open(&path, flags, Mode::empty()) else {
+            return;
+        };
+        let records = locks.records.iter().chain(process);
+        let taken = |record: &RecordLock| {
+            lock::conflict(&file, record.access(), record.range())
+                .is_ok_and(|holder| holder.is_some())
+        };
+        let whole = locks
+            .whole
+            .is_some_and(|whole| matches!(flock(&file, whole.operation()), Err(Errno::AGAIN)));
+        let refusal = locked(of, &PathBytes::from(path.as_path()).to_string());
+        if (whole || records.into_iter().any(taken)) && !refusals.contains(&refusal) {
+            refusals.push(refusal);
+        }
+    };
+    for description in &tree.descriptions {
+        if let Kind::File(super::files::State { locks, .. }) = &description.kind
+            && locks.len() > 0
+        {
+            try_them(description, locks, &[], None);
+        }
+    }
+    for process in &tree.processes {
+        let table = &process.descriptors;
+        for (fd, record) in &table.locks.records {
+            let held = table.get(*fd).map(|held| held.description.index());
+            if let Some(description) = held.and_then(|place| tree.descriptions.get(place)) {
+                let view = ProcessView {
+                    pid: process.pid,
+                    virtual_pid: process.pid,
+                    name: process.name(),
+                };
+                try_them(description, &State::default(), &[*record], Some(&view));
+            }
+        }
+    }
+    refusals
+}
+
+/// Where a restart opens the file of a description; `None` where it has no name.
+fn named_file(tree: &Tree, description: &Description, map: &PathMap) -> Option<PathBuf> {
+    let Kind::File(state) = &description.kind else {
+        return None;
+    };
+    let super::files::Target::File(index) = &state.target else {
+        return None;
+    };
+    let record = tree.files.get(index.0 as usize)?;
+    (record.presence == Presence::Linked).then(|| map.apply(record.path.as_path()))
 }
 
 /// Takes them again, in the process that they belong to, after its last superfluous descriptor was closed: closing any
@@ -265,6 +347,15 @@ pub fn restore(state: &ProcessState, process: &ProcessView) -> Result<(), Engine
             .map_err(|error| refused(*fd, Some(process), error))?;
     }
     Ok(())
+}
+
+impl Whole {
+    fn operation(self) -> FlockOperation {
+        match self {
+            Whole::Shared => FlockOperation::NonBlockingLockShared,
+            Whole::Exclusive => FlockOperation::NonBlockingLockExclusive,
+        }
+    }
 }
 
 impl RecordLock {
@@ -297,14 +388,18 @@ fn refused(fd: RawFd, process: Option<&ProcessView>, error: io::Error) -> Engine
             source: error,
         };
     }
-    EngineError::Refused(vec![Refusal {
+    EngineError::Refused(vec![locked(process, &path)])
+}
+
+fn locked(process: Option<&ProcessView>, path: &str) -> Refusal {
+    Refusal {
         pid: process.map(|process| process.virtual_pid),
         process: process.map_or_else(String::new, |process| process.name.clone()),
         object: format!("file {path}"),
         reason: "another process has locked it since the checkpoint".to_owned(),
         hint: "end what holds the lock (is the job still running? see lslocks) and try again"
             .to_owned(),
-    }])
+    }
 }
 
 #[cfg(test)]

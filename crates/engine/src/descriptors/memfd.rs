@@ -11,6 +11,7 @@
 use super::capture::without_deleted;
 use super::{CaptureContext, DescriptionId, Found, Obstacle, Opening, reopen, set_status};
 use crate::EngineError;
+use crate::conformance::Claim;
 use crate::contents::ContentId;
 use crate::error::Context;
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, SeekFrom};
@@ -19,6 +20,30 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+pub(super) const MEMORY: Claim = Claim::kept(
+    "file in memory (memfd)",
+    "contents, seals, offset",
+    &[
+        "descriptors::memfds",
+        "descriptors::sealed_late",
+        "engine-descriptors::kinds::memfds_keep_contents_seals_and_what_is_shared",
+    ],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    MEMORY,
+    Claim::refused(
+        "file in memory made of huge pages",
+        "",
+        &["engine-descriptors::refused::memory_in_huge_pages"],
+    ),
+    Claim::refused(
+        "memory hidden from the kernel (memfd_secret)",
+        "",
+        &["engine-descriptors::refused::hidden_memory"],
+    ),
+];
 
 /// A saved description of a file in memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

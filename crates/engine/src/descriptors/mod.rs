@@ -27,6 +27,7 @@ pub mod inherited;
 pub mod inotify;
 pub mod io_uring;
 pub mod locks;
+mod look;
 pub mod memfd;
 pub mod mqueues;
 pub mod netlink;
@@ -45,13 +46,16 @@ pub mod udp;
 pub mod unix_sockets;
 mod unsupported;
 
-pub use capture::{Found, Obstacle, capture, refusals, stdio_of};
+pub(crate) use capture::vanished;
+pub use capture::{Found, Obstacle, capture, stdio_of};
 pub use external::External;
 pub use inherited::Inherited;
+pub use look::{look, refusals};
 pub use outside::Outside;
 pub use restore::{
     Opened, Opening, close_high, finish, first_free, install, open_all, plan, raise_limit, seal,
 };
+pub use unsupported::CONFORMANCE as UNSUPPORTED;
 
 use crate::contents::{ContentId, ContentLoader, ContentSink};
 use crate::error::Context;

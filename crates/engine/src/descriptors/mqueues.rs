@@ -24,6 +24,7 @@
 use super::capture::{Found, Obstacle, Survey, without_deleted};
 use super::restore::Opening;
 use super::{Description, DescriptionId, Kind, reopen};
+use crate::conformance::Claim;
 use crate::error::Context;
 use crate::restart::refusal;
 use crate::{EngineError, Refusal};
@@ -40,6 +41,26 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
+
+pub(super) const QUEUE: Claim = Claim::kept(
+    "POSIX message queue",
+    "with its messages, also one that nobody has open",
+    &["ipc::mqueues", "ipc::blocked_mqueues", "ipc::closed_mqueue"],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    QUEUE,
+    Claim::refused(
+        "POSIX message queue that is to notify a process",
+        "",
+        &["ipc::notify"],
+    ),
+    Claim::refused(
+        "POSIX message queue with messages that others have open",
+        "",
+        &["ipc::lent_queue"],
+    ),
+];
 
 /// A saved description of a queue.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,6 +10,7 @@
 use super::capture::{Found, Obstacle, Survey};
 use super::set_status;
 use crate::EngineError;
+use crate::conformance::Claim;
 use crate::error::Context;
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
@@ -20,6 +21,26 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 use stasis_sys::{procfs, socket, socket_option};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+pub(super) const SOCKET: Claim = Claim::kept(
+    "netlink socket",
+    "protocol, port id, groups, options",
+    &["udp::lines"],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    SOCKET,
+    Claim::refused(
+        "netlink socket with an answer that was not read yet",
+        "tried again for a while, as it passes",
+        &["udp::answer"],
+    ),
+    Claim::refused(
+        "netlink socket of an unusual protocol",
+        "",
+        &["engine-descriptors::refused::sockets"],
+    ),
+];
 
 /// A saved socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

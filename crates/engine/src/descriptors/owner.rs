@@ -8,11 +8,19 @@
 
 use super::{CaptureContext, Found, Kind, Obstacle, locks, pidfd};
 use crate::EngineError;
+use crate::conformance::Claim;
 use crate::error::Context;
 use serde::{Deserialize, Serialize};
 use stasis_sys::descriptor::{self, Owner};
 use stasis_sys::{Pid, procfs};
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
+
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[Claim::kept(
+    "who gets the signals of a descriptor (F_SETOWN, F_SETSIG, O_ASYNC)",
+    "",
+    &["engine-descriptors::kinds::owners_of_signals_come_back"],
+)];
 
 /// The saved owner of a description.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

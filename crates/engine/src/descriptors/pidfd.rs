@@ -10,6 +10,7 @@
 
 use super::{CaptureContext, Found, Obstacle};
 use crate::EngineError;
+use crate::conformance::Claim;
 use crate::error::Context;
 use crate::tree::Stat;
 use rustix::fs::OFlags;
@@ -18,6 +19,24 @@ use serde::{Deserialize, Serialize};
 use stasis_sys::process::{self, Fork, WaitStatus};
 use stasis_sys::{Pid, procfs};
 use std::os::fd::{AsFd, OwnedFd};
+
+pub(super) const PROCESS: Claim = Claim::kept(
+    "process descriptor (pidfd)",
+    "",
+    &[
+        "descriptors::pidfds",
+        "engine-descriptors::kinds::pidfds_follow_the_processes_of_the_job",
+    ],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    PROCESS,
+    Claim::refused(
+        "process descriptor of a process outside of the job",
+        "",
+        &["engine-descriptors::refused::processes_outside"],
+    ),
+];
 
 /// A saved process descriptor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

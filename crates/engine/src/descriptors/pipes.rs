@@ -14,6 +14,7 @@
 use super::capture::Survey;
 use super::{DescriptionId, Found, Obstacle, Opening, reopen, set_status};
 use crate::EngineError;
+use crate::conformance::Claim;
 use crate::error::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
@@ -22,6 +23,25 @@ use rustix::pipe::{PipeFlags, SpliceFlags};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+pub(super) const PIPE: Claim = Claim::kept(
+    "pipe",
+    "with the bytes in it, its size and the boundaries of packets",
+    &[
+        "descriptors::pipes",
+        "engine-descriptors::kinds::pipes_keep_their_bytes_size_and_ends",
+        "engine-descriptors::kinds::packets_stay_apart",
+    ],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    PIPE,
+    Claim::refused(
+        "pipe whose other end is used outside of the job",
+        "",
+        &["engine-descriptors::refused::pipes_that_lead_outside"],
+    ),
+];
 
 /// A saved end of a pipe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,10 +6,22 @@
 
 use super::{Found, Obstacle, set_status};
 use crate::EngineError;
+use crate::conformance::Claim;
 use crate::error::Context;
 use serde::{Deserialize, Serialize};
 use stasis_sys::signal::{SignalFd, SignalSet};
 use std::os::fd::{AsFd, OwnedFd};
+
+pub(super) const SIGNALS: Claim = Claim::kept(
+    "descriptor that delivers signals (signalfd)",
+    "",
+    &[
+        "signals::signal_descriptor",
+        "engine-descriptors::kinds::signalfds_keep_their_signals",
+    ],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[SIGNALS];
 
 /// A saved signal descriptor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -15,6 +15,7 @@ use super::capture::Survey;
 use super::{Description, Found, Kind, Obstacle, Opening, Outside, Plan, RestoreContext};
 use super::{devices, files, memfd, reopen, set_status, ttys, unsupported};
 use crate::EngineError;
+use crate::conformance::Claim;
 use crate::error::Context;
 use crate::file_policy::PathBytes;
 use rustix::fs::{FileType, OFlags, SeekFrom};
@@ -23,6 +24,38 @@ use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+
+const STREAM: Claim = Claim::reset(
+    "standard stream that is a terminal, pipe or socket",
+    "becomes that of the restart",
+    &[
+        "checkpoint_basic::standard_descriptors_are_bound_anew",
+        "engine-descriptors::streams::streams_opened_once_more_by_their_name_follow",
+        "engine-descriptors::streams::one_description_for_several_streams_is_split_when_they_differ_now",
+    ],
+);
+const FILE: Claim = Claim::kept(
+    "standard stream that is a file",
+    "unless the restart has an output of its own for it",
+    &[
+        "checkpoint_basic::output_into_a_file",
+        "engine-descriptors::streams::output_to_a_file_goes_on_there_when_the_restart_has_a_terminal",
+        "engine-descriptors::streams::output_to_a_file_follows_the_restart_elsewhere",
+        "engine-descriptors::streams::input_from_a_file_goes_on_where_it_was",
+    ],
+);
+const DEVICE: Claim = Claim::kept(
+    "standard stream that is a device",
+    "unless the restart has another one for it",
+    &["descriptors::devices", "descriptors::closed_stdio"],
+);
+const HIDDEN: Claim = Claim::reset(
+    "standard stream that is a file whose path cannot be followed",
+    "becomes that of the restart",
+    &["files::output_that_cannot_be_found"],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[STREAM, FILE, DEVICE, HIDDEN];
 
 /// A saved standard stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +92,18 @@ pub enum Was {
     },
     /// A memory device.
     Device(devices::State),
+}
+
+impl State {
+    /// Which of the claims it is.
+    pub(super) fn claim(&self) -> Claim {
+        match self.was {
+            Was::Terminal(_) | Was::Pipe | Was::Socket => STREAM,
+            Was::File(_) => FILE,
+            Was::Device(_) => DEVICE,
+            Was::Hidden { .. } => HIDDEN,
+        }
+    }
 }
 
 /// Which of the job's streams a description is.
@@ -120,10 +165,10 @@ fn is_hidden(found: &Found) -> bool {
 }
 
 /// What the user should know about streams that are not saved as what they are.
-pub(super) fn note(descriptions: &[Description]) -> Option<String> {
-    let hidden = descriptions
+pub(super) fn note(pairs: &[(&Found, &Description)]) -> Option<String> {
+    let hidden = pairs
         .iter()
-        .find_map(|description| match &description.kind {
+        .find_map(|(_, description)| match &description.kind {
             Kind::Stdio(State {
                 was: Was::Hidden { path, .. },
                 ..

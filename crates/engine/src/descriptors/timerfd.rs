@@ -13,6 +13,7 @@ use super::fdinfo::FdInfo;
 use super::{Found, Obstacle, Opening, set_status};
 use crate::EngineError;
 use crate::clocks::monotonic;
+use crate::conformance::Claim;
 use crate::error::Context;
 use crate::model::Clocks;
 use rustix::time::{
@@ -22,6 +23,17 @@ use rustix::time::{
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
+
+pub(super) const TIMER: Claim = Claim::kept(
+    "timer that is read (timerfd)",
+    "",
+    &[
+        "engine-descriptors::kinds::timerfds_keep_time_interval_and_unread_expirations",
+        "time::many_timers",
+    ],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[TIMER];
 
 /// A saved timer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

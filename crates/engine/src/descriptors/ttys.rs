@@ -15,6 +15,7 @@ use super::{
     set_status, stdio, unsupported,
 };
 use crate::EngineError;
+use crate::conformance::Claim;
 use crate::error::Context;
 use crate::tree::Stat;
 use rustix::fs::{Mode, OFlags};
@@ -26,6 +27,20 @@ use serde::{Deserialize, Serialize};
 use stasis_sys::pty;
 use stasis_sys::terminal::{self, Settings};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+const TERMINAL: Claim = Claim::reset(
+    "the job's terminal",
+    "becomes the terminal of the restart; without one, its streams",
+    &[
+        "terminal::the_program_has_the_terminal",
+        "terminal::raw_mode",
+        "terminal::from_a_terminal_to_a_pipe",
+        "engine-descriptors::streams::a_terminal_made_for_the_job_gets_its_settings",
+    ],
+);
+const HUNG_UP: Claim = Claim::kept("terminal that has hung up", "", &[]);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[TERMINAL, HUNG_UP];
 
 /// A saved description of the job's terminal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +58,16 @@ pub struct Face {
     pub settings: Settings,
     /// Rows and columns of its window.
     pub window: (u16, u16),
+}
+
+impl State {
+    /// Which of the claims it is.
+    pub(super) fn claim(&self) -> Claim {
+        match self.face {
+            Some(_) => TERMINAL,
+            None => HUNG_UP,
+        }
+    }
 }
 
 /// Whether a character device is a terminal that programs use, by its number.

@@ -13,6 +13,7 @@
 use super::capture::{Found, Obstacle, Survey};
 use super::inet::{self, Address, Family, Membership, Options};
 use super::{Description, DescriptionId, Kind, Opening, Plan, set_status, unix_sockets};
+use crate::conformance::Claim;
 use crate::error::Context;
 use crate::{EngineError, Refusal};
 use rustix::event::PollFlags;
@@ -23,6 +24,21 @@ use stasis_sys::{socket, socket_option};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+pub(super) const SOCKET: Claim = Claim::kept(
+    "UDP socket",
+    "addresses, groups, options; datagrams that wait, where they came from this host",
+    &["udp::queues", "udp::connected", "udp::groups"],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    SOCKET,
+    Claim::refused(
+        "UDP datagram that is being put together (UDP_CORK)",
+        "tried again for a while, as it passes",
+        &["udp::corked"],
+    ),
+];
 
 /// A saved socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,6 +152,13 @@ fn states(descriptions: &[Description]) -> impl Iterator<Item = (DescriptionId, 
         Kind::Udp(state) => Some((DescriptionId(index as u32), state)),
         _ => None,
     })
+}
+
+impl State {
+    /// Its addresses.
+    pub(super) fn words(&self) -> Option<String> {
+        inet::words(self.local, self.remote)
+    }
 }
 
 /// What a restart does with addresses: those that others have are in the way.

@@ -1,10 +1,67 @@
 //! What cannot be saved, in words.
 
 use super::{Found, Obstacle};
+use crate::conformance::Claim;
 use rustix::fs::FileType;
 use rustix::net::sockopt::{socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType, getpeername, getsockname};
 use std::os::unix::ffi::OsStrExt;
+
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    Claim::refused(
+        "watch on file systems (fanotify)",
+        "",
+        &["refused::watches_on_file_systems"],
+    ),
+    Claim::refused("userfaultfd", "", &["refused::userfaultfd"]),
+    Claim::refused(
+        "performance counter (perf_event_open)",
+        "",
+        &["refused::performance_counters"],
+    ),
+    Claim::refused("BPF object", "", &["refused::bpf_maps"]),
+    Claim::refused(
+        "memory hidden from the kernel (memfd_secret)",
+        "",
+        &["refused::secret_memory"],
+    ),
+    Claim::refused(
+        "namespace that is held open",
+        "",
+        &["engine-descriptors::refused::namespaces"],
+    ),
+    Claim::refused("set of Landlock rules", "", &["refused::landlock_rules"]),
+    Claim::refused(
+        "file system that is being mounted",
+        "",
+        &["refused::mounts_in_the_making"],
+    ),
+    Claim::refused(
+        "socket of another family: packet, raw, vsock, SCTP, Multipath TCP, with TLS in the kernel",
+        "by name",
+        &[
+            "engine-descriptors::refused::sockets",
+            "refused::packet_sockets",
+            "refused::raw_sockets",
+            "refused::machine_sockets",
+            "refused::sctp",
+            "refused::multipath_tcp",
+            "refused::kernel_tls",
+        ],
+    ),
+    Claim::refused("socket with a filter", "", &["refused::socket_filters"]),
+    Claim::refused(
+        "device with a state: TUN, FUSE, KVM, input, sound, graphics, InfiniBand",
+        "by its number",
+        &[
+            "engine-descriptors::refused::devices_with_state",
+            "refused::tunnels",
+            "refused::file_systems_of_its_own",
+            "refused::virtual_machines",
+        ],
+    ),
+];
 
 const CLOSE: &str = "let the program close it before the checkpoint";
 

@@ -57,3 +57,39 @@ pub use record::{Evidence, FileId, FileIndex, FileRecord, Presence, Timestamp, U
 
 #[cfg(test)]
 mod tests;
+use crate::conformance::Claim;
+
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    Claim::kept(
+        "contents of files open for writing",
+        "up to --file-limit; above it only the length",
+        &[
+            "files::changed_in_place",
+            "files::growth_is_cut_off_and_kept",
+            "files::removed",
+            "files::replaced",
+            "files::above_the_limit",
+        ],
+    ),
+    Claim::kept(
+        "files that somebody has moved",
+        "--map-path OLD=NEW",
+        &["files::a_moved_directory"],
+    ),
+    Claim::refused(
+        "file that the restart does not find, or finds changed",
+        "at the restart, all of them at once; --changed-files",
+        &[
+            "files::missing_files_are_listed_together",
+            "files::a_changed_file_that_is_read",
+            "files::a_changed_library",
+            "files::above_the_limit",
+        ],
+    ),
+    Claim::refused(
+        "file that is written and whose path cannot be followed",
+        "",
+        &["files::a_file_that_cannot_be_found"],
+    ),
+];

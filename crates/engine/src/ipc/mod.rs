@@ -23,6 +23,7 @@ pub use belonging::Job;
 pub use scout::Sight;
 pub use table::Kind;
 
+use crate::conformance::Claim;
 use crate::descriptors::mqueues;
 use crate::error::Context;
 use crate::freeze::Frozen;
@@ -34,6 +35,42 @@ use stasis_image::{ObjectId, Run};
 use stasis_sys::Pid;
 use std::collections::HashMap;
 use std::io;
+
+pub(crate) const SEGMENT: Claim = Claim::kept(
+    "memory: System V segment",
+    "with its id and key, also one that is marked for removal",
+    &[
+        "ipc::segments",
+        "ipc::attachments",
+        "ipc::parts",
+        "ipc::orphaned",
+        "ipc::live",
+    ],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    SEGMENT,
+    Claim::kept(
+        "System V semaphores",
+        "with who waits for them, and what ends of processes undo",
+        &["ipc::semaphores", "ipc::waiters", "ipc::undo"],
+    ),
+    Claim::kept(
+        "System V message queue",
+        "with its messages",
+        &["ipc::queues", "ipc::blocked_queues"],
+    ),
+    Claim::refused(
+        "undo list of semaphores shared between processes",
+        "clone(2) with CLONE_SYSVSEM",
+        &["ipc::shared_undo"],
+    ),
+    Claim::refused(
+        "id of System V IPC that others have",
+        "at the restart, without namespaces",
+        &["ipc::burn_tells_what_is_taken"],
+    ),
+];
 
 /// What an image keeps.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

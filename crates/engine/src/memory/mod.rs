@@ -19,6 +19,7 @@ pub mod restore;
 pub mod shared;
 pub mod vdso;
 
+use crate::conformance::Claim;
 use crate::descriptors::io_uring;
 use crate::error::Context;
 use crate::file_policy::{Collector, FileIndex, MappedSource, Mapping};
@@ -30,6 +31,73 @@ use stasis_sys::Pid;
 use stasis_sys::pagemap::{Pagemap, Pages};
 use std::collections::HashSet;
 use std::ops::Range;
+
+const ANONYMOUS: Claim = Claim::kept(
+    "memory: anonymous",
+    "heap, stack and all else that has no file",
+    &[
+        "memory::anonymous",
+        "memory::heap_growth",
+        "memory::stack_growth",
+        "memory::sparse",
+        "memory::zeros",
+        "memory::copy_on_write",
+    ],
+);
+const PRIVATE_FILE: Claim = Claim::kept(
+    "memory: private mapping of a file",
+    "the pages that were written; the others are read from the file",
+    &["memory::private_file", "memory::beyond_end"],
+);
+const SHARED_FILE: Claim = Claim::kept(
+    "memory: shared mapping of a file",
+    "",
+    &["memory::shared_file"],
+);
+const NAMELESS: Claim = Claim::kept(
+    "memory: private mapping of a file that has no name any more",
+    "",
+    &["memory::deleted_file"],
+);
+const AIO: Claim = Claim::kept(
+    "context of asynchronous I/O (io_setup)",
+    "idle; a request that is under way is waited for, for a second, and then refused",
+    &["rings::contexts"],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    AIO,
+    ANONYMOUS,
+    PRIVATE_FILE,
+    SHARED_FILE,
+    NAMELESS,
+    Claim::kept(
+        "protections, advice, locked memory (mlock), guard pages",
+        "",
+        &[
+            "memory::protections",
+            "memory::advice",
+            "memory::grows_down",
+            "memory::many_areas",
+        ],
+    ),
+    Claim::kept("transparent huge pages", "", &["memory::huge_pages"]),
+    Claim::refused(
+        "memory: huge page file system",
+        "use transparent huge pages instead",
+        &["engine-descriptors::refused::memory_in_huge_pages"],
+    ),
+    Claim::refused(
+        "memory: ring of io_setup(2) or io_uring",
+        "",
+        &["faults::io_uring_is_refused_by_name"],
+    ),
+    Claim::refused(
+        "memory: of a device, or registered with userfaultfd",
+        "",
+        &["engine-descriptors::refused::userfaultfd"],
+    ),
+];
 
 /// What an area is mapped from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,6 +166,22 @@ pub struct Area {
     /// A private mapping of a file whose name is gone: its pages are all that is known of it.
     #[serde(skip)]
     pub vanished: bool,
+}
+
+impl Area {
+    /// Which of the claims it is; `None` for the kernel's own areas.
+    pub(crate) fn claim(&self) -> Option<Claim> {
+        match &self.backing {
+            _ if self.vanished => Some(NAMELESS),
+            Backing::Anonymous { .. } => Some(ANONYMOUS),
+            Backing::File { .. } if self.shared => Some(SHARED_FILE),
+            Backing::File { .. } => Some(PRIVATE_FILE),
+            Backing::Shared { .. } => Some(shared::SHARED),
+            Backing::Segment { .. } => Some(crate::ipc::SEGMENT),
+            Backing::Aio(_) => Some(AIO),
+            Backing::Vdso | Backing::Vvar(_) => None,
+        }
+    }
 }
 
 /// The memory of one process.

@@ -11,6 +11,7 @@
 
 use crate::EngineError;
 use crate::batch::{Answers, Asked, Batch, Room};
+use crate::conformance::Claim;
 use crate::descriptors::DescriptionId;
 use crate::maps::Vma;
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,18 @@ use stasis_sys::Pid;
 use stasis_sys::pagemap::PAGE;
 use std::collections::HashMap;
 use std::ops::Range;
+
+pub(super) const SHARED: Claim = Claim::kept(
+    "memory: shared between processes, without a name",
+    "contents once, whoever maps it",
+    &[
+        "memory::shared_anonymous",
+        "memory::memfd_mapped",
+        "memory::deleted_file",
+    ],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[SHARED];
 
 /// A shared object of an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,6 +9,7 @@ use super::restore::Places;
 use super::{Area, Backing};
 use crate::EngineError;
 use crate::calls::Calls;
+use crate::conformance::Claim;
 use crate::error::Context;
 use crate::maps::Vma;
 use object::{Object, ObjectSymbol};
@@ -16,6 +17,20 @@ use stasis_tracee::Memory;
 use stasis_tracee::arch::SYSCALL;
 use std::collections::HashMap;
 use std::ops::Range;
+
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    Claim::kept(
+        "vdso",
+        "under another kernel its functions lead to the new ones",
+        &["memory::vdso"],
+    ),
+    Claim::refused(
+        "thread inside the vdso, under another kernel",
+        "at the restart",
+        &[],
+    ),
+];
 
 /// The contents of the vdso of a process.
 ///

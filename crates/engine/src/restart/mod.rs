@@ -22,7 +22,7 @@ use std::os::fd::{OwnedFd, RawFd};
 
 pub use execute::execute;
 pub(crate) use plan::refusal;
-pub use plan::{Plan, plan};
+pub use plan::{CONFORMANCE, Plan, plan};
 use world::clocks_go_on;
 
 pub use strategy::{Abilities, Namespaces, Obstacle, Strategy};

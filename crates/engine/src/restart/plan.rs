@@ -4,6 +4,7 @@ use super::births::Births;
 use super::strategy::{self, Namespaces, Strategy};
 use super::world::wants_ipc;
 use super::{Options, context};
+use crate::conformance::Claim;
 use crate::descriptors::{self, mqueues, ptys};
 use crate::file_policy::{self, FilePlan, PathMap, PlanOptions};
 use crate::ipc;
@@ -16,6 +17,34 @@ use serde::Serialize;
 use stasis_image::{Image, ObjectId};
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
+
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    Claim::refused(
+        "ids that other processes have",
+        "without namespaces",
+        &["strategies::taken_ids_are_refused"],
+    ),
+    Claim::refused("image of another user", "", &["faults::another_user"]),
+    Claim::refused(
+        "older file that an incremental image needs, missing",
+        "",
+        &["increments::a_missing_base_is_named"],
+    ),
+    Claim::refused(
+        "directory that is gone",
+        "--map-path",
+        &["restarts::what_an_option_allows"],
+    ),
+    Claim::refused(
+        "several of these and of the sections above",
+        "all of them are told at once, nothing is started, nothing is changed",
+        &[
+            "restarts::everything_at_once",
+            "restarts::a_job_that_still_runs",
+        ],
+    ),
+];
 
 /// What a restart is going to do; made without touching anything.
 #[derive(Debug, Serialize)]
@@ -96,6 +125,7 @@ pub fn plan(
     let context = context(options, &loader, None, &stdio, &inherited, 0);
     let open = descriptors::plan(&tree.descriptions, &context);
     refusals.extend(open.refusals);
+    refusals.extend(descriptors::locks::plan(&tree, &wanted.map));
     // A damaged image is told before anything else, and before any file is changed for its sake.
     if later && (!refusals.is_empty() || files.changes_files()) {
         verify(image, options, progress)?;

@@ -1,28 +1,36 @@
-//! `stasis check`: what this host allows, and what of a program could not be saved.
+//! `stasis check`: what this host allows, and what becomes of a program's resources.
 
 mod host;
+mod show;
 
 use super::{Failure, Result};
 use crate::output;
 use clap::Args;
 use serde::Serialize;
-use stasis_engine::{Refusal, checkpoint, tree};
+use stasis_engine::descriptors::{inherited, raise_limit};
+use stasis_engine::look::{self, Item, Look};
+use stasis_engine::{Refusal, tree};
+use stasis_supervisor::client;
 use stasis_sys::{Pid, process, signal};
 use std::ffi::OsString;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Say what this host allows, or what of a program could not be saved and why
+/// Say what this host allows, or what of a program is kept, reset at a restart, or cannot be saved
 ///
-/// Without an argument: what the kernel and its settings allow here. With PID: what of that process and its descendants
-/// could not be saved (nothing is stopped). With a command: starts it without input and output, looks at it
-/// for a moment while it runs, and ends it. Exit status 0 when nothing stands in the way, 1 otherwise.
+/// Without an argument: what the kernel and its settings allow here. With a process id or a job's name: every resource
+/// of that process or job and of its descendants, as the next checkpoint would find it; what is refused comes last, with what to
+/// do. Nothing is stopped. With a command: starts it without input and output, looks at it for a moment while it runs,
+/// and ends it. Exit status 0 when nothing stands in the way, 1 otherwise.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// A process id
-    #[arg(value_name = "PID", conflicts_with = "command")]
-    pub pid: Option<i32>,
+    /// A process id, or a running job's name
+    #[arg(value_name = "PID|JOB", conflicts_with = "command")]
+    pub target: Option<String>,
+    /// Each resource by itself, instead of the number of those of a kind
+    #[arg(short, long)]
+    pub verbose: bool,
     /// For how long a command is looked at before it is ended, in seconds: what is seen last counts
     #[arg(long, value_name = "SECONDS", default_value = "1")]
     pub after: u64,
@@ -35,12 +43,11 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> Result {
-    match (arguments.pid, arguments.command.as_slice()) {
+    // A look holds a descriptor for each file that the program writes.
+    raise_limit();
+    match (arguments.target.as_deref(), arguments.command.as_slice()) {
         (None, []) => host::run(arguments.json),
-        (Some(pid), _) => {
-            let (refusals, notes) = look(Pid(pid))?;
-            tell(&refusals, &notes, arguments.json)
-        }
+        (Some(target), _) => tell(&look_at(target)?, arguments),
         (None, [program, rest @ ..]) => {
             let child = Command::new(program)
                 .args(rest)
@@ -55,7 +62,7 @@ pub fn run(arguments: &Arguments) -> Result {
             if seen.ended {
                 output::message("the program ended meanwhile: this is what was seen last");
             }
-            tell(&seen.refusals, &seen.notes, arguments.json)
+            tell(&seen.look, arguments)
         }
     }
 }
@@ -63,8 +70,7 @@ pub fn run(arguments: &Arguments) -> Result {
 /// What was seen last of a started program.
 #[derive(Default)]
 struct Seen {
-    refusals: Vec<Refusal>,
-    notes: Vec<String>,
+    look: Look,
     /// It had come to its end, of its own accord.
     ended: bool,
 }
@@ -77,18 +83,19 @@ const PERIOD: Duration = Duration::from_millis(50);
 fn watch(started: &mut Started, long: Duration) -> std::result::Result<Seen, Failure> {
     let pid = Pid(started.0.id() as i32);
     let began = Instant::now();
+    let given = inherited::of_this_process();
     let mut seen = Seen::default();
     loop {
         thread::sleep(PERIOD.min(long.saturating_sub(began.elapsed())));
         let last = began.elapsed() >= long;
-        let looked = checkpoint::check(pid);
+        let looked = look::program(pid, &given);
         // What is seen of a program that is about to end is not what it was.
         if started.0.try_wait()?.is_some() {
             seen.ended = true;
             return Ok(seen);
         }
         match looked {
-            Ok((refusals, notes)) => (seen.refusals, seen.notes) = (refusals, notes),
+            Ok(look) => seen.look = look,
             Err(error) if last => return Err(failure(error.to_string())),
             Err(_) => {}
         }
@@ -105,11 +112,24 @@ fn failure(message: String) -> Failure {
     }
 }
 
-fn look(pid: Pid) -> std::result::Result<(Vec<Refusal>, Vec<String>), Failure> {
-    if pid.0 <= 0 || tree::Stat::read(pid).is_none() {
-        return Err(failure(format!("there is no process {pid}")));
+/// Looks at a job through its supervisor, which knows what the job was started with; at any other program from here.
+fn look_at(target: &str) -> std::result::Result<Look, Failure> {
+    let pid = target.parse::<i32>().ok();
+    let jobs = match (client::jobs(), pid) {
+        (Err(_), Some(_)) => Vec::new(),
+        (jobs, _) => jobs?,
+    };
+    match (client::resolve(&jobs, Some(target)), pid) {
+        (Ok(job), _) => Ok(job.check()?),
+        (Err(error), None) => Err(failure(error.to_string())),
+        (Err(_), Some(pid)) => {
+            let pid = Pid(pid);
+            if pid.0 <= 0 || tree::Stat::read(pid).is_none() {
+                return Err(failure(format!("there is no process {pid}")));
+            }
+            look::program(pid, &[]).map_err(|error| failure(error.to_string()))
+        }
     }
-    checkpoint::check(pid).map_err(|error| failure(error.to_string()))
 }
 
 /// A program that is ended with its descendants.
@@ -139,26 +159,21 @@ struct Answer<'a> {
     can_be_saved: bool,
     obstacles: &'a [Refusal],
     notes: &'a [String],
+    items: &'a [Item],
 }
 
-fn tell(refusals: &[Refusal], notes: &[String], json: bool) -> Result {
-    if json {
+fn tell(look: &Look, arguments: &Arguments) -> Result {
+    if arguments.json {
         output::json(&Answer {
-            can_be_saved: refusals.is_empty(),
-            obstacles: refusals,
-            notes,
+            can_be_saved: look.can_be_saved(),
+            obstacles: &look.refusals,
+            notes: &look.notes,
+            items: &look.items,
         })?;
-    } else if refusals.is_empty() {
-        for note in notes {
-            output::result(note)?;
-        }
-        output::result("nothing stands in the way of a checkpoint")?;
     } else {
-        for refusal in refusals {
-            output::result(refusal)?;
-        }
+        output::result(show::text(look, arguments.verbose))?;
     }
-    Ok(ExitCode::from(if refusals.is_empty() {
+    Ok(ExitCode::from(if look.can_be_saved() {
         0
     } else {
         crate::exit::FAILED

@@ -3,7 +3,7 @@
 use super::hold::{self, Held};
 use super::{Failure, Result};
 use crate::cli::JobOptions;
-use crate::output;
+use crate::{exit, output};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use stasis_engine::descriptors::External;
@@ -11,6 +11,7 @@ use stasis_engine::descriptors::external::Rule;
 use stasis_engine::model::Tree;
 use stasis_engine::progress::Silent;
 use stasis_engine::restart::{self, ChangedFiles, Options, Strategy};
+use stasis_engine::{EngineError, Refusal};
 use stasis_image::{Image, Keys, parse_image_name};
 use stasis_supervisor::choice::{self, Choice};
 use stasis_supervisor::{JobName, Settings, Start};
@@ -253,9 +254,25 @@ struct Planned<'a> {
     plan: &'a restart::Plan,
 }
 
+/// Why there is no plan, as JSON.
+#[derive(Serialize)]
+struct Obstructed<'a> {
+    image: &'a Path,
+    obstacles: &'a [Refusal],
+}
+
 fn plan(path: &Path, options: &Options, json: bool, keys: &Keys) -> Result {
     let image = Image::open_with(path, keys).map_err(Failure::own)?;
-    let plan = restart::plan(&image, options, &Silent).map_err(Failure::own)?;
+    let plan = match restart::plan(&image, options, &Silent) {
+        Err(EngineError::Refused(obstacles)) if json => {
+            output::json(&Obstructed {
+                image: path,
+                obstacles: &obstacles,
+            })?;
+            return Ok(ExitCode::from(exit::OWN));
+        }
+        plan => plan.map_err(Failure::own)?,
+    };
     if json {
         output::json(&Planned {
             image: path,

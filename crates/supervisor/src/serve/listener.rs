@@ -23,6 +23,8 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often a client hears about progress.
 const TELL_EVERY: Duration = Duration::from_millis(250);
+/// So much of what was seen of a job is told in a line.
+const ITEMS_A_LINE: usize = 500;
 
 /// The bound socket and its file.
 pub(crate) struct Socket {
@@ -185,6 +187,7 @@ impl Conversation<'_> {
                 let interval = seconds.and_then(Interval::from_seconds);
                 self.give(Task::Interval(interval.map(Cadence::Every)))
             }
+            RequestKind::Check => self.check(),
             RequestKind::Kill => {
                 self.shared.kill();
                 self.say(AnswerKind::Done)
@@ -212,6 +215,26 @@ impl Conversation<'_> {
     fn give(&mut self, task: Task) -> io::Result<()> {
         match self.tasks.send(task) {
             Ok(()) => self.say(AnswerKind::Done),
+            Err(_) => self.refuse("the job has ended".into()),
+        }
+    }
+
+    fn check(&mut self) -> io::Result<()> {
+        let (sender, looks) = bounded(1);
+        if self.tasks.send(Task::Check(sender)).is_err() {
+            return self.refuse("the job has ended".into());
+        }
+        match looks.recv() {
+            Ok(Ok(mut look)) => {
+                // A line is not to be longer than a reader takes.
+                while look.items.len() > ITEMS_A_LINE {
+                    let rest = look.items.split_off(ITEMS_A_LINE);
+                    let items = std::mem::replace(&mut look.items, rest);
+                    self.say(AnswerKind::Seen { items })?;
+                }
+                self.say(AnswerKind::Checked(Box::new(look)))
+            }
+            Ok(Err(message)) => self.refuse(message),
             Err(_) => self.refuse("the job has ended".into()),
         }
     }

@@ -22,6 +22,7 @@ use stasis_coordinator::link::Voice;
 use stasis_coordinator::protocol::Running;
 use stasis_engine::Job;
 use stasis_engine::keeper::Event;
+use stasis_engine::look::Look;
 use stasis_engine::tree::Stat;
 use stasis_sys::process::exit_now;
 use stasis_sys::{Pid, signal};
@@ -43,6 +44,8 @@ enum Task {
     Deadline(Option<SystemTime>),
     /// A shielded process has stopped for the supervisor to look at it.
     Stopped,
+    /// Somebody wants to know what a checkpoint would keep and refuse.
+    Check(Sender<Result<Look, String>>),
     /// Something from the computation that the job is a member of.
     Group(group::News),
     /// The job is over.

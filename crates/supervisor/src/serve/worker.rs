@@ -17,6 +17,7 @@ use outcome::{Telling, saved};
 use stasis_coordinator::link::Voice;
 use stasis_coordinator::protocol::FromMember;
 use stasis_engine::checkpoint::{self, Computation, JobInfo, Options, Report};
+use stasis_engine::look::{self, Look};
 use stasis_engine::shield::Shield;
 use stasis_engine::{EngineError, Job};
 use stasis_image::{Image, ImageError};
@@ -241,6 +242,7 @@ impl Worker {
                         return self.gather(vec![request]);
                     }
                 }
+                Ok(Task::Check(asker)) => self.check(&asker),
                 Ok(Task::Group(News::Round(round))) => return Next::Round(round),
                 Ok(Task::Group(news)) => {
                     if let Some(requests) = self.learn(news) {
@@ -271,6 +273,7 @@ impl Worker {
                 Task::Interval(interval) => self.set_interval(interval),
                 Task::Deadline(end) => self.deadline.set(end),
                 Task::Stopped => requests.extend(self.look()),
+                Task::Check(asker) => self.check(&asker),
                 // What all do together comes first, and the requests are for all.
                 Task::Group(News::Round(round)) if self.voice.is_some() => {
                     for request in requests {
@@ -287,6 +290,13 @@ impl Worker {
             }
         }
         Next::Checkpoint(requests)
+    }
+
+    /// Looks at the job, which runs on, between two checkpoints.
+    fn check(&self, asker: &Sender<Result<Look, String>>) {
+        let looked = look::job(&self.job).map_err(|error| error.to_string());
+        // Whoever asked may be gone.
+        let _ = asker.send(looked);
     }
 
     /// How long after a checkpoint the next one is due.

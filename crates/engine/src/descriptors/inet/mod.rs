@@ -11,6 +11,7 @@ pub(super) use options::Scope;
 
 use super::capture::Found;
 use crate::EngineError;
+use crate::conformance::Claim;
 use crate::error::Context;
 use rustix::net::sockopt::socket_domain;
 use rustix::net::{
@@ -22,6 +23,13 @@ use stasis_sys::socket_option;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{BorrowedFd, OwnedFd};
+
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[Claim::kept(
+    "options of TCP and UDP sockets",
+    "what this host or user cannot set is told",
+    &["tcp::options", "udp::lines"],
+)];
 
 /// The address family of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -125,6 +133,16 @@ impl fmt::Display for Address {
             IpAddr::V4(ip) => write!(f, "{ip}:{port}"),
             IpAddr::V6(ip) => write!(f, "[{ip}]:{port}"),
         }
+    }
+}
+
+/// The addresses of a socket, for people.
+pub(super) fn words(local: Option<Address>, remote: Option<Address>) -> Option<String> {
+    match (local, remote) {
+        (Some(local), Some(remote)) => Some(format!("{local} to {remote}")),
+        (Some(local), None) => Some(local.to_string()),
+        (None, Some(remote)) => Some(format!("to {remote}")),
+        (None, None) => None,
     }
 }
 

@@ -27,6 +27,7 @@ use super::fdinfo::FdInfo;
 use super::{
     Description, DescriptionId, Found, Kind, Obstacle, Opened, Plan, RestoreContext, set_status,
 };
+use crate::conformance::Claim;
 use crate::error::Context;
 use crate::file_policy::paths::{refusal, show};
 use crate::file_policy::{PathBytes, PathMap};
@@ -38,6 +39,25 @@ use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+
+pub(super) const WATCHES: Claim = Claim::kept(
+    "watches on files (inotify)",
+    "under their numbers; what happens to the files until the restart is not told",
+    &[
+        "descriptors::watches",
+        "descriptors::tail_follows_a_file",
+        "descriptors::a_watch_on_the_images",
+    ],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    WATCHES,
+    Claim::refused(
+        "watch whose events were not read yet",
+        "the program is given a second for that",
+        &["descriptors::an_unread_watch"],
+    ),
+];
 
 /// A saved set of watches.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

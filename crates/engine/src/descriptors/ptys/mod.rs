@@ -23,12 +23,30 @@ pub(super) use restore::{make_all, restore_master, restore_slave};
 use super::capture::Survey;
 use super::{Found, Obstacle, ttys};
 use crate::EngineError;
+use crate::conformance::Claim;
 use crate::error::Context;
 use crate::tree::Stat;
 use rustix::event::PollFlags;
 use serde::{Deserialize, Serialize};
 use stasis_sys::{Pid, pty, terminal};
 use std::os::fd::{AsFd, OwnedFd};
+
+pub(super) const CONTROLLING: Claim = Claim::kept(
+    "pseudo terminal, controlling side",
+    "number, settings, window, packet mode, what waits in it",
+    &["ptys::pair", "ptys::states", "ptys::script", "ptys::tmux"],
+);
+pub(super) const SLAVE: Claim = Claim::kept(
+    "pseudo terminal",
+    "with its session and the group in its foreground",
+    &[
+        "ptys::pair",
+        "ptys::session",
+        "ptys::numbers_that_others_have",
+    ],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[CONTROLLING, SLAVE];
 
 /// A saved controlling side, and all that belongs to the pair.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -34,9 +34,71 @@ pub(super) use sight::Connections;
 use super::capture::{Found, Obstacle, Survey};
 use super::inet::{self, Address, Family, Options};
 use super::{Description, DescriptionId};
+use crate::conformance::Claim;
 use crate::contents::ContentId;
 use serde::{Deserialize, Serialize};
 use std::os::fd::AsFd;
+
+const CONNECTION: Claim = Claim::kept(
+    "TCP connection within the job",
+    "both queues, halves, options, addresses and ports",
+    &[
+        "tcp::pairs",
+        "tcp::full",
+        "tcp::halves",
+        "tcp::options",
+        "tcp::load",
+        "tcp::load_again_and_again",
+        "tcp::tree",
+        "tcp::watched",
+        "tcp::many",
+    ],
+);
+const ENDED: Claim = Claim::kept(
+    "TCP connection whose other end was closed",
+    "",
+    &["tcp::closed"],
+);
+const LISTENS: Claim = Claim::kept(
+    "TCP socket that listens",
+    "new clients can connect; those of the job that wait to be accepted are kept",
+    &["tcp::servers", "tcp::new_clients"],
+);
+const IDLE: Claim = Claim::kept("TCP socket that is not connected", "", &["tcp::options"]);
+const OUTSIDE: Claim = Claim::reset(
+    "TCP connection out of the job",
+    "reset, as if the network had dropped it; --external refuse or reconnect",
+    &[
+        "tcp::outside",
+        "tcp::outside_edge",
+        "tcp::outside_as_wanted",
+    ],
+);
+const CONNECTING: Claim = Claim::reset(
+    "TCP connection that is being made",
+    "begun again",
+    &["tcp::connecting", "tcp::soon"],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    CONNECTION,
+    ENDED,
+    LISTENS,
+    IDLE,
+    OUTSIDE,
+    CONNECTING,
+    Claim::refused("TCP connection with urgent data", "", &["tcp::urgent"]),
+    Claim::refused(
+        "TCP connection that was written to before it was accepted",
+        "tried again for a while, as it passes",
+        &["tcp::impatient"],
+    ),
+    Claim::refused(
+        "port that another program has",
+        "at the restart",
+        &["tcp::taken_port"],
+    ),
+];
 
 /// A saved socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -168,6 +230,32 @@ pub(super) fn capture(whole: &Survey, found: &Found) -> Result<Option<State>, Ob
     }))
 }
 
+impl State {
+    /// Which of the claims it is.
+    pub(super) fn claim(&self) -> Claim {
+        match &self.phase {
+            Phase::Idle => IDLE,
+            Phase::Listening { .. } => LISTENS,
+            Phase::Connecting(_) => CONNECTING,
+            Phase::Connected(connection) => match connection.peer {
+                Peer::Socket(_) | Peer::Waits(_) => CONNECTION,
+                Peer::Closed => ENDED,
+                Peer::Outside => OUTSIDE,
+            },
+        }
+    }
+
+    /// Its addresses.
+    pub(super) fn words(&self) -> Option<String> {
+        let remote = match &self.phase {
+            Phase::Connecting(remote) => Some(*remote),
+            Phase::Connected(connection) => connection.remote,
+            Phase::Idle | Phase::Listening { .. } => None,
+        };
+        inet::words(self.local, remote)
+    }
+}
+
 /// Whether a protocol of the kernel's is laid over it (`TCP_ULP`).
 fn has_protocol_above(socket: std::os::fd::BorrowedFd) -> bool {
     const TCP_ULP: i32 = 31;
@@ -195,9 +283,8 @@ impl State {
 }
 
 /// What the user should know of connections out of the job.
-pub(super) fn notes(founds: &[Found], descriptions: &[Description]) -> Vec<String> {
-    let all = founds.iter().zip(descriptions);
-    let outside = all.filter_map(|(found, description)| {
+pub(super) fn notes(pairs: &[(&Found, &Description)]) -> Vec<String> {
+    let outside = pairs.iter().filter_map(|(found, description)| {
         let super::Kind::Tcp(state) = &description.kind else {
             return None;
         };

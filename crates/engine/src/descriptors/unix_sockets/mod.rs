@@ -35,6 +35,7 @@ use super::capture::Survey;
 use super::stdio;
 use super::{Description, DescriptionId, Found, Obstacle, ProcessView};
 use crate::Refusal;
+use crate::conformance::Claim;
 use crate::error::Context;
 use diag::LISTENING;
 use options::{Options, SO_PASSCRED, SO_PASSPIDFD};
@@ -44,6 +45,75 @@ use rustix::net::{AddressFamily, SocketType};
 use serde::{Deserialize, Serialize};
 use stasis_sys::{Pid, socket};
 use std::os::fd::{AsFd, BorrowedFd};
+
+const PAIRED: Claim = Claim::kept(
+    "Unix socket",
+    "peer, queues with the boundaries of messages, descriptors on their way, options",
+    &[
+        "unix_sockets::pairs",
+        "unix_sockets::full",
+        "unix_sockets::rights",
+        "unix_sockets::options",
+        "unix_sockets::shutdowns",
+        "unix_sockets::load",
+        "unix_sockets::tree",
+        "unix_sockets::datagrams",
+        "unix_sockets::watched",
+    ],
+);
+const ENDED: Claim = Claim::kept(
+    "Unix socket whose other end was closed",
+    "",
+    &["unix_sockets::closed", "unix_sockets::orphans"],
+);
+const LISTENS: Claim = Claim::kept(
+    "Unix socket that listens",
+    "with those of the job that wait to be accepted",
+    &["unix_sockets::servers"],
+);
+const FRESH: Claim = Claim::kept(
+    "Unix socket that is not connected",
+    "",
+    &["unix_sockets::fresh"],
+);
+const OUTSIDE: Claim = Claim::reset(
+    "Unix socket connected to a process outside of the job",
+    "what was received can be read, then ECONNRESET",
+    &["unix_sockets::outside"],
+);
+/// What comes back, and what does not.
+pub const CONFORMANCE: &[Claim] = &[
+    PAIRED,
+    ENDED,
+    LISTENS,
+    FRESH,
+    OUTSIDE,
+    Claim::kept(
+        "credentials of a message (SO_PASSCRED)",
+        "where all that waits is of one living sender",
+        &["unix_sockets::credentials"],
+    ),
+    Claim::refused(
+        "Unix socket with urgent data",
+        "",
+        &["unix_sockets::urgent"],
+    ),
+    Claim::refused(
+        "connection that was written to before it was accepted",
+        "tried again for a while, as it passes",
+        &["unix_sockets::impatient"],
+    ),
+    Claim::refused(
+        "name of a socket that another program has",
+        "at the restart",
+        &["unix_sockets::taken_names"],
+    ),
+    Claim::kept(
+        "path of a socket that is missing or left over",
+        "made again",
+        &["unix_sockets::leftovers"],
+    ),
+];
 
 /// A saved socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,6 +222,24 @@ pub struct Sender {
     pub uid: u32,
     /// Its group id.
     pub gid: u32,
+}
+
+impl State {
+    /// Which of the claims it is.
+    pub(super) fn claim(&self) -> Claim {
+        match &self.peer {
+            _ if self.listening.is_some() => LISTENS,
+            Peer::None => FRESH,
+            Peer::Closed(_) => ENDED,
+            Peer::Outside => OUTSIDE,
+            Peer::Socket(_) | Peer::OneWay(_) | Peer::Waits(_) => PAIRED,
+        }
+    }
+
+    /// Its name, where it has one.
+    pub(super) fn words(&self) -> Option<String> {
+        self.name.as_ref().map(Name::to_string)
+    }
 }
 
 /// Its kind, where it is a Unix socket of a kind that can be saved.
@@ -329,9 +417,9 @@ impl Survey<'_> {
 }
 
 /// Refusals of what is on its way in messages and can only be made when the processes exist.
-pub(super) fn refuse_late(founds: &[Found], descriptions: &[Description]) -> Vec<Refusal> {
+pub(super) fn refuse_late(pairs: &[(&Found, &Description)]) -> Vec<Refusal> {
     let mut refused = Vec::new();
-    for (found, description) in founds.iter().zip(descriptions) {
+    for (found, description) in pairs {
         if found.holders.is_empty() && description.is_late() {
             let reason = "is sent to another process through a socket, and cannot be saved there";
             let hint = "try again when it was received";
@@ -344,9 +432,8 @@ pub(super) fn refuse_late(founds: &[Found], descriptions: &[Description]) -> Vec
 }
 
 /// What the user should know: which connections a restart resets.
-pub(super) fn notes(founds: &[Found], descriptions: &[Description]) -> Vec<String> {
-    let all = founds.iter().zip(descriptions);
-    let outside = all.filter(|(_, description)| {
+pub(super) fn notes(pairs: &[(&Found, &Description)]) -> Vec<String> {
+    let outside = pairs.iter().filter(|(_, description)| {
         matches!(&description.kind, super::Kind::UnixSocket(state) if state.peer == Peer::Outside)
     });
     outside

@@ -13,7 +13,10 @@ use crate::EngineError;
 use crate::error::Context;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::net::{SocketAddrUnix, bind, getpeername, getsockname};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, getpeername, getsockname,
+    socket_with,
+};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::fs;
@@ -112,6 +115,23 @@ impl Name {
     fn path(&self) -> Option<&Path> {
         let is_path = self.bytes.first().is_some_and(|first| *first != 0);
         is_path.then(|| Path::new(OsStr::from_bytes(&self.bytes)))
+    }
+
+    /// Whether it is an abstract name that somebody has: such a name goes with the last socket that is bound to it.
+    pub(super) fn is_taken_in_the_abstract(&self) -> bool {
+        let Some((0, name)) = self.bytes.split_first() else {
+            return false;
+        };
+        let probe = socket_with(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        );
+        let (Ok(probe), Ok(address)) = (probe, SocketAddrUnix::new_abstract_name(name)) else {
+            return false;
+        };
+        bind(&probe, &address) == Err(Errno::ADDRINUSE)
     }
 
     /// Where the file is after a restart; `None` for an abstract name.

@@ -37,9 +37,21 @@ pub(in super::super) struct Making {
 
 /// What a restart does with a name: a path that is missing, left over or taken.
 pub(in super::super) fn plan(state: &State, ctx: &RestoreContext, plan: &mut Plan) {
-    let Some(name) = state.name.as_ref().filter(|name| name.mode.is_some()) else {
+    let Some(name) = &state.name else {
         return;
     };
+    if !state.accepted && name.is_taken_in_the_abstract() {
+        plan.refusals.push(Refusal {
+            pid: None,
+            process: String::new(),
+            object: format!("socket {name}"),
+            reason: "a running program has that name".to_owned(),
+            hint: "end that program".to_owned(),
+        });
+    }
+    if name.mode.is_none() {
+        return;
+    }
     let Some(file) = name.file(ctx).filter(|_| !state.accepted) else {
         return;
     };

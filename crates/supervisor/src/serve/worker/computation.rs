@@ -67,6 +67,7 @@ impl Worker {
                 Task::Interval(interval) => self.set_interval(interval),
                 Task::Deadline(end) => self.deadline.set(end),
                 Task::Stopped => self.pending.extend(self.look()),
+                Task::Check(asker) => self.check(&asker),
                 // Another attempt: somebody has given this one up already.
                 Task::Group(News::Round(newer)) => return self.serve_round(&newer),
                 Task::Group(news) => {
