@@ -13,9 +13,9 @@ use stasis_tracee::arch::TASK_SIZE;
 use std::ops::Range;
 
 /// How an area's file descriptor is found.
-pub struct Descriptors {
-    /// The descriptor of mapped file n is `files + n`.
-    pub files: i32,
+pub struct Descriptors<'a> {
+    /// The descriptor of each file, where it is mapped.
+    pub files: &'a [i32],
     /// The descriptor of shared object n is `shared + n`.
     pub shared: i32,
 }
@@ -120,14 +120,20 @@ pub fn clear(places: &mut Places, calls: &mut Calls<'_>) -> Result<(), EngineErr
 /// When a remote call fails.
 pub fn map_areas(
     state: &State,
-    descriptors: &Descriptors,
+    descriptors: &Descriptors<'_>,
     calls: &mut Calls<'_>,
 ) -> Result<(), EngineError> {
     for area in &state.areas {
         let (fd, offset) = match area.backing {
             Backing::Vdso | Backing::Vvar(_) | Backing::Segment { .. } => continue,
             Backing::Anonymous { .. } => (-1, 0),
-            Backing::File { file, offset } => (descriptors.files + file as i32, offset),
+            Backing::File { file, offset } => {
+                let number = descriptors.files.get(file as usize);
+                let number = number.ok_or_else(|| {
+                    EngineError::Failed("the image maps a file that it does not name".into())
+                })?;
+                (*number, offset)
+            }
             Backing::Shared { object, offset } => (descriptors.shared + object as i32, offset),
         };
         let sharing = if area.droppable {

@@ -328,7 +328,7 @@ fn prepare<'a>(
     }
     areas::clear(&mut places, &mut calls)?;
     let descriptors = Descriptors {
-        files: numbers.files,
+        files: &numbers.files,
         shared: numbers.shared,
     };
     segments::attach(&saved.memory.areas, &tree.ipc.segments, &mut calls)?;
