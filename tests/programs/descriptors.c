@@ -5,7 +5,9 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
+#include <sys/inotify.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <sys/timerfd.h>
 
 #ifndef F_SEAL_FUTURE_WRITE
@@ -509,6 +511,177 @@ static void proc_files(void) {
     CHECK_EQ(seen, 5);
 }
 
+/* The next events of a queue as text: number, events, name. */
+static void expect_event(int fd, int number, uint32_t events, const char *name) {
+    static char buffer[4096] __attribute__((aligned(8)));
+    static size_t at, have;
+    if (at == have) {
+        ssize_t got = read(fd, buffer, sizeof buffer);
+        CHECK(got > 0);
+        at = 0, have = (size_t)got;
+    }
+    struct inotify_event *event = (void *)(buffer + at);
+    at += sizeof *event + event->len;
+    if (event->wd != number || event->mask != events || strcmp(event->len ? event->name : "", name) != 0) {
+        say("FAILED: event %d %x %s, not %d %x %s\n", event->wd, event->mask, event->len ? event->name : "", number, events, name);
+        _exit(99);
+    }
+}
+static void expect_none(int fd) {
+    char buffer[4096];
+    CHECK(read(fd, buffer, sizeof buffer) == -1 && errno == EAGAIN);
+}
+
+static void watches(void) {
+    int fd = inotify_init1(IN_NONBLOCK | IN_CLOEXEC), other = inotify_init(), unused = inotify_init1(0);
+    CHECK(fd >= 0 && other >= 0 && unused >= 0);
+    CHECK((mkdir("watched", 0700) == 0 || errno == EEXIST) && (mkdir("watched/inner", 0700) == 0 || errno == EEXIST));
+    int file = make("watched/file", "text"), gone = make("watched/gone", "text");
+    close(make("watched/inner/deep", "text"));
+    unlink("link");
+    CHECK(symlink("watched/inner/deep", "link") == 0);
+    CHECK_EQ(inotify_add_watch(fd, "watched/file", IN_ATTRIB), 1);
+    CHECK_EQ(inotify_add_watch(fd, "watched", IN_CREATE | IN_DELETE | IN_ONLYDIR), 2);
+    CHECK_EQ(inotify_add_watch(fd, "watched/inner", IN_CREATE), 3);
+    CHECK_EQ(inotify_add_watch(fd, "watched/file", IN_MODIFY | IN_MASK_ADD), 1);
+    for (int i = 4; i < 100; i++) {
+        CHECK_EQ(inotify_add_watch(fd, "watched/gone", IN_MODIFY), i);
+        CHECK(inotify_rm_watch(fd, i) == 0);
+        expect_event(fd, i, IN_IGNORED, "");
+    }
+    CHECK(inotify_rm_watch(fd, 3) == 0);
+    expect_event(fd, 3, IN_IGNORED, "");
+    CHECK_EQ(inotify_add_watch(fd, "link", IN_MODIFY | IN_ONESHOT), 100);
+    CHECK_EQ(inotify_add_watch(fd, "link", IN_ATTRIB | IN_DONT_FOLLOW), 101);
+    CHECK_EQ(inotify_add_watch(fd, "watched/inner", IN_DELETE | IN_ONESHOT), 102);
+    CHECK_EQ(inotify_add_watch(fd, "watched/gone", IN_MODIFY), 103);
+    CHECK(unlink("watched/gone") == 0);
+    expect_event(fd, 2, IN_DELETE, "gone");
+    CHECK(close(open("watched/inner/one", O_CREAT | O_RDWR, 0600)) == 0 && unlink("watched/inner/one") == 0);
+    expect_event(fd, 102, IN_DELETE, "one");
+    expect_event(fd, 102, IN_IGNORED, "");
+    CHECK_EQ(inotify_add_watch(other, "watched/file", IN_MODIFY), 1);
+    expect_none(fd);
+    int set = epoll_create1(0);
+    struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.u64 = 5};
+    CHECK(epoll_ctl(set, EPOLL_CTL_ADD, fd, &event) == 0);
+    ready_and_wait();
+    CHECK_EQ(fcntl(fd, F_GETFL) & O_NONBLOCK, O_NONBLOCK);
+    CHECK_EQ(fcntl(fd, F_GETFD), FD_CLOEXEC);
+    CHECK_EQ(fcntl(other, F_GETFL) & O_NONBLOCK, 0);
+    CHECK_EQ(epoll_wait(set, &event, 1, 0), 0);
+    expect_none(fd);
+    CHECK(pwrite(file, "T", 1, 0) == 1);
+    CHECK_EQ(epoll_wait(set, &event, 1, 0), 1);
+    CHECK_EQ(event.data.u64, 5);
+    expect_event(fd, 1, IN_MODIFY, "");
+    CHECK(fchmod(file, 0600) == 0);
+    expect_event(fd, 1, IN_ATTRIB, "");
+    CHECK(pwrite(gone, "T", 1, 0) == 1);
+    expect_event(fd, 103, IN_MODIFY, "");
+    close(open("watched/new", O_CREAT | O_RDWR, 0600));
+    expect_event(fd, 2, IN_CREATE, "new");
+    CHECK(unlink("watched/new") == 0);
+    expect_event(fd, 2, IN_DELETE, "new");
+    close(open("watched/inner/two", O_CREAT | O_RDWR, 0600));
+    expect_none(fd);
+    CHECK(truncate("link", 2) == 0);
+    expect_event(fd, 100, IN_MODIFY, "");
+    expect_event(fd, 100, IN_IGNORED, "");
+    struct timespec times[2] = {{1, 0}, {1, 0}};
+    CHECK(utimensat(AT_FDCWD, "link", times, AT_SYMLINK_NOFOLLOW) == 0);
+    expect_event(fd, 101, IN_ATTRIB, "");
+    CHECK_EQ(inotify_add_watch(fd, "watched/inner", IN_CREATE), 104);
+    expect_none(fd);
+    struct inotify_event last;
+    CHECK_EQ(read(other, &last, sizeof last), sizeof last);
+    CHECK(last.wd == 1 && last.mask == IN_MODIFY);
+    CHECK(unlink("watched/inner/two") == 0);
+    CHECK_EQ(inotify_add_watch(unused, "watched", IN_CREATE), 1);
+}
+
+/* A program that has not read what has happened. */
+static void unread_watch(void) {
+    int fd = inotify_init();
+    CHECK(fd >= 0 && inotify_add_watch(fd, ".", IN_CREATE) == 1);
+    close(make("an event", ""));
+    ready_and_wait();
+    expect_event(fd, 1, IN_CREATE, "an event");
+}
+
+/* Who is told of what happens on descriptors, and a lease. */
+static volatile int told_of;
+static void on_told(int number, siginfo_t *info, void *context) {
+    (void)number, (void)context;
+    told_of = info->si_fd;
+}
+static void owners(void) {
+    struct sigaction action = {.sa_sigaction = on_told, .sa_flags = SA_SIGINFO};
+    CHECK(sigaction(SIGUSR1, &action, NULL) == 0);
+    int stream = socket(AF_INET, SOCK_STREAM, 0), datagrams = socket(AF_INET, SOCK_DGRAM, 0);
+    int pair[2], terminal = posix_openpt(O_RDWR | O_NOCTTY);
+    CHECK(stream >= 0 && datagrams >= 0 && terminal >= 0 && socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    pid_t child = fork();
+    if (child == 0)
+        for (;;) pause();
+    CHECK(fcntl(stream, F_SETOWN, child) == 0 && fcntl(stream, F_SETSIG, SIGRTMIN + 2) == 0);
+    CHECK(fcntl(datagrams, F_SETOWN, -getpgrp()) == 0);
+    CHECK(fcntl(terminal, F_SETOWN, getpid()) == 0);
+    CHECK(fcntl(pair[0], F_SETOWN, getpid()) == 0 && fcntl(pair[0], F_SETSIG, SIGUSR1) == 0);
+    CHECK(fcntl(pair[0], F_SETFL, O_ASYNC) == 0);
+    close(make("leased", "text"));
+    int leased = open("leased", O_RDONLY);
+    CHECK(leased >= 0 && fcntl(leased, F_SETLEASE, F_RDLCK) == 0 && fcntl(leased, F_SETSIG, SIGUSR1) == 0);
+    ready_and_wait();
+    CHECK_EQ(fcntl(stream, F_GETOWN), child);
+    CHECK_EQ(fcntl(stream, F_GETSIG), SIGRTMIN + 2);
+    CHECK_EQ(fcntl(datagrams, F_GETOWN), -getpgrp());
+    CHECK_EQ(fcntl(terminal, F_GETOWN), getpid());
+    CHECK_EQ(told_of, 0);
+    CHECK(write(pair[1], "x", 1) == 1);
+    while (told_of == 0) sleep_ms(1);
+    CHECK_EQ(told_of, pair[0]);
+    CHECK_EQ(fcntl(leased, F_GETLEASE), F_RDLCK);
+    CHECK_EQ(fcntl(leased, F_GETOWN), getpid());
+    told_of = 0;
+    CHECK(open("leased", O_WRONLY | O_NONBLOCK) == -1 && errno == EWOULDBLOCK);
+    while (told_of == 0) sleep_ms(1);
+    CHECK_EQ(told_of, leased);
+    CHECK(fcntl(leased, F_SETLEASE, F_UNLCK) == 0);
+    CHECK(close(open("leased", O_WRONLY | O_NONBLOCK)) == 0);
+    CHECK(kill(child, SIGKILL) == 0 && waitpid(child, NULL, 0) == child);
+}
+
+/* Descriptors that read other processes of the job, and how far they were read. */
+static void proc_of_others(void) {
+    pid_t child = fork();
+    if (child == 0)
+        for (;;) pause();
+    char name[64], text[4096] = {0}, wanted[32];
+    snprintf(name, sizeof name, "/proc/%d/status", child);
+    int status = open(name, O_RDONLY);
+    snprintf(name, sizeof name, "/proc/%d/fd", child);
+    int numbers = open(name, O_RDONLY | O_DIRECTORY);
+    int maps = open("/proc/self/maps", O_RDONLY), own = open("/proc/self/task", O_RDONLY | O_DIRECTORY);
+    int named = open("/proc/self/cmdline", O_PATH);
+    CHECK(status >= 0 && numbers >= 0 && maps >= 0 && own >= 0 && named >= 0);
+    CHECK(read(maps, text, 100) > 0);
+    ready_and_wait();
+    memset(text, 0, sizeof text);
+    CHECK(pread(status, text, sizeof text - 1, 0) > 0);
+    snprintf(wanted, sizeof wanted, "Pid:\t%d\n", child);
+    CHECK(strstr(text, wanted) != NULL);
+    CHECK(faccessat(numbers, "1", F_OK, AT_SYMLINK_NOFOLLOW) == 0);
+    CHECK(lseek(maps, 0, SEEK_CUR) > 0 && lseek(maps, 0, SEEK_SET) == 0 && read(maps, text, 100) > 0);
+    snprintf(name, sizeof name, "%d", getpid());
+    CHECK(faccessat(own, name, F_OK, 0) == 0);
+    snprintf(name, sizeof name, "/proc/self/fd/%d", named);
+    int again = open(name, O_RDONLY);
+    CHECK(again >= 0 && read(again, text, sizeof text) > 0 && strstr(text, "descriptors") != NULL);
+    CHECK(kill(child, SIGKILL) == 0 && waitpid(child, NULL, 0) == child);
+    CHECK(pread(status, text, sizeof text, 0) == -1 && errno == ESRCH);
+}
+
 /* A file in memory that may be written through mappings of before its seal only. */
 static void sealed_late(void) {
     int fd = memfd_create("sealed late", MFD_ALLOW_SEALING);
@@ -546,6 +719,10 @@ static const struct check_case cases[] = {
     {"deleted", deleted},
     {"many", many},
     {"proc_files", proc_files},
+    {"watches", watches},
+    {"owners", owners},
+    {"proc_of_others", proc_of_others},
+    {"unread_watch", unread_watch},
 };
 
 int main(int argc, char **argv) {

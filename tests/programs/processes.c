@@ -547,7 +547,61 @@ static void new_children(void) {
     for (int i = 0; i < 10; i++) expect_end(old[i], 0);
 }
 
+/* What few programs set. */
+static void *stampless(void *argument) {
+    int value = 0;
+    CHECK(prctl(PR_SET_TSC, PR_TSC_SIGSEGV, 0, 0, 0) == 0);
+    *(volatile int *)argument = 1;
+    while (access("go", F_OK) != 0) usleep(5000);
+    CHECK(prctl(PR_GET_TSC, &value, 0, 0, 0) == 0);
+    CHECK_EQ(value, PR_TSC_SIGSEGV);
+    return NULL;
+}
+
+static void settings(void) {
+    enum { BIND = 2, REGISTER = 16, BARRIER = 8, STATIC = 1 << 15 };
+    volatile int ready = 0;
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, stampless, (void *)&ready) == 0);
+    while (!ready) usleep(1000);
+    unsigned long nodes = 1, seen[16] = {0};
+    bool policy = syscall(SYS_set_mempolicy, BIND | STATIC, &nodes, 65) == 0;
+    bool barrier = syscall(SYS_membarrier, REGISTER, 0, 0) == 0;
+    int bypass = prctl(PR_SET_SPECULATION_CTRL, PR_SPEC_STORE_BYPASS, PR_SPEC_DISABLE, 0, 0);
+    int speculation = prctl(PR_GET_SPECULATION_CTRL, PR_SPEC_STORE_BYPASS, 0, 0, 0);
+    (void)bypass;
+    int no_code = prctl(65 /* PR_SET_MDWE */, 1, 0, 0, 0);
+    ready_and_wait();
+    CHECK(pthread_join(thread, NULL) == 0);
+    if (policy) {
+        int mode = 0;
+        CHECK(syscall(SYS_get_mempolicy, &mode, seen, 1024, NULL, 0) == 0);
+        CHECK_EQ(mode, BIND | STATIC);
+        CHECK_EQ(seen[0], 1);
+    }
+    if (barrier) CHECK(syscall(SYS_membarrier, BARRIER, 0, 0) == 0);
+    CHECK_EQ(prctl(PR_GET_SPECULATION_CTRL, PR_SPEC_STORE_BYPASS, 0, 0, 0), speculation);
+    if (no_code == 0) {
+        CHECK_EQ(prctl(66 /* PR_GET_MDWE */, 0, 0, 0, 0), 1);
+        CHECK(mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED);
+    }
+}
+
+/* All memory locked, also what is still to come. */
+static void locked_to_come(void) {
+    bool locked = mlockall(MCL_CURRENT | MCL_FUTURE) == 0;
+    ready_and_wait();
+    if (!locked) return;
+    char *area = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(area != MAP_FAILED);
+    unsigned char resident[2] = {0};
+    CHECK(mincore(area, 8192, resident) == 0);
+    CHECK(resident[0] == 1 && resident[1] == 1);
+}
+
 static const struct check_case cases[] = {
+    {"settings", settings},
+    {"locked_to_come", locked_to_come},
     {"tree", tree},
     {"small_tree", small_tree},
     {"sessions", sessions},

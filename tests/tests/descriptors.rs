@@ -15,7 +15,7 @@ macro_rules! cases {
 
 cases! {
     regular directories devices pipes fifos eventfds epolls memfds pidfds locks closed_stdio deleted many
-    sealed_late
+    sealed_late watches owners proc_of_others
 }
 
 fn check_or_refused(case: &str, words: &[&str]) {
@@ -96,4 +96,42 @@ fn many_under_a_limit() {
     sandbox.write("go", "");
     let end = restart(&image).finish();
     assert!(end.success() && end.stdout == "ok\n", "{end:?}");
+}
+
+/// What has happened to watched files, and has not been read, cannot be read without being taken away.
+#[test]
+fn an_unread_watch() {
+    check_or_refused("unread_watch", &["inotify", "read"]);
+}
+
+/// GNU tail watches the file that it follows.
+#[test]
+fn tail_follows_a_file() {
+    need!("tail");
+    let sandbox = Sandbox::new();
+    let append = |text: &str| {
+        let log = std::fs::File::options()
+            .append(true)
+            .open(sandbox.work().join("log"));
+        std::io::Write::write_all(&mut log.expect("the log"), text.as_bytes()).expect("a line");
+    };
+    sandbox.write("log", "one\n");
+    let mut job = sandbox.run(&["tail", "-n", "+1", "-f", "log"]);
+    job.wait_line("one");
+    append("two\n");
+    job.wait_line("two");
+    let mut image = job.checkpoint();
+    append("three\n");
+    job.wait_line("three");
+    job.kill_all();
+    for line in ["four", "five"] {
+        // A restart wants what is read to be as it was.
+        sandbox.write("log", "one\ntwo\n");
+        let mut job = sandbox.restart(&image);
+        job.wait_listed();
+        image = job.checkpoint();
+        append(&format!("{line}\n"));
+        job.wait_line(line);
+        job.kill_all();
+    }
 }

@@ -53,10 +53,8 @@ fn java_channels() {
 #[test]
 fn node() {
     need!("node");
-    // Node.js otherwise keeps an io_uring.
     Program::new(["node", "lines.js", "2000"])
         .file("lines.js", script("lines.js"))
-        .env("UV_USE_IO_URING", "0")
         .cycle(Sandbox::new);
 }
 

@@ -18,8 +18,8 @@ macro_rules! cases {
 }
 
 cases! {
-    tree sessions dead_leaders zombies stopped orphans subreaper attributes shown credentials forking_madly
-    threading_madly executing_madly new_children passing_on
+    tree sessions dead_leaders zombies stopped orphans subreaper attributes settings locked_to_come shown credentials
+    forking_madly threading_madly executing_madly new_children passing_on
 }
 
 /// A process that waits for its vfork child sleeps where no stop reaches it: refused by name, and it runs on.

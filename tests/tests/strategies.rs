@@ -156,6 +156,16 @@ macro_rules! suite {
                 verify(STRATEGY, "descriptors", &["pipes"]);
                 verify(STRATEGY, "descriptors", &["epolls"]);
                 verify(STRATEGY, "descriptors", &["pidfds"]);
+                verify(STRATEGY, "descriptors", &["watches"]);
+            }
+            #[test]
+            fn rings() {
+                verify(STRATEGY, "rings", &["idle"]);
+                verify(STRATEGY, "rings", &["contexts"]);
+            }
+            #[test]
+            fn settings() {
+                verify(STRATEGY, "processes", &["settings"]);
             }
             #[test]
             fn intervals() {

@@ -2,11 +2,11 @@
 
 use crate::checkpoint::Options;
 use crate::clocks;
-use crate::descriptors::{self, CaptureContext, ProcessView, ptys};
+use crate::descriptors::{self, CaptureContext, Kind, ProcessView, ptys};
 use crate::error::Context;
 use crate::file_policy::Collector;
 use crate::freeze::{Frozen, FrozenProcess};
-use crate::inquiry::{Inquiry, Outside};
+use crate::inquiry::{Evaluated, Inquiry, Outside};
 use crate::ipc;
 use crate::maps;
 use crate::memory::{self, Collected};
@@ -162,7 +162,19 @@ struct Surroundings {
     namespaces: [Option<PathBuf>; NAMESPACES.len()],
 }
 
-const NAMESPACES: [&str; 8] = ["user", "pid", "mnt", "net", "ipc", "uts", "cgroup", "time"];
+/// Those of the children are a process's own before it has any (unshare(2)).
+const NAMESPACES: [&str; 10] = [
+    "user",
+    "pid",
+    "pid_for_children",
+    "mnt",
+    "net",
+    "ipc",
+    "uts",
+    "cgroup",
+    "time",
+    "time_for_children",
+];
 
 /// How many system call filters there are, and of which kind.
 type Filters = (u32, Option<String>);
@@ -289,6 +301,10 @@ pub fn capture(
         }
         outside.push(seen);
     }
+    let (refusals, contexts) = aio_refusals(frozen, &outside, &open);
+    if !refusals.is_empty() {
+        return Err(EngineError::Passing(refusals));
+    }
     collected.shared.tie(&open.inodes);
     let mut job_s = owner(frozen, job.keeper);
     job_s.queues = open.inodes.iter().map(|(_, inode)| *inode).collect();
@@ -305,7 +321,11 @@ pub fn capture(
     let mut ipc = ipc::capture(&job_s, job.keeper, &mapped, &virtual_pids, store)?;
     ipc.look_for_undo(frozen, &outside, job.keeper)?;
     let inquiry = Inquiry::make(frozen, &outside, &mut collected, store)?;
-    let (mut processes, shared) = inquiry.evaluate(frozen, outside)?;
+    let Evaluated {
+        mut processes,
+        shared,
+        notes: remarks,
+    } = inquiry.evaluate(frozen, outside)?;
     let parent_of = |stat: &Stat| virtual_pids.get(&stat.parent).copied().unwrap_or(keeper);
     for ((process, frozen), table) in processes.iter_mut().zip(&frozen.processes).zip(open.tables) {
         process.parent = parent_of(&frozen.stat);
@@ -358,6 +378,7 @@ pub fn capture(
             .map(|(state, _)| state)
             .collect(),
         descriptions: open.descriptions,
+        leases: open.leases,
         vdso,
         processor: processor::capture(),
         clocks: clocks::of(job.keeper),
@@ -370,8 +391,11 @@ pub fn capture(
         pseudo_terminals,
         ipc: std::mem::take(&mut ipc.state),
     };
-    let mut notes = open.notes;
-    notes.append(&mut ipc.notes);
+    let notes = (open.notes.into_iter())
+        .chain(std::mem::take(&mut ipc.notes))
+        .chain(contexts)
+        .chain(remarks)
+        .collect();
     Ok(Captured {
         tree,
         files,
@@ -379,6 +403,41 @@ pub fn capture(
         ipc,
         notes,
     })
+}
+
+/// What stands in the way of saving contexts of io_setup(2), and what is to be said of them.
+fn aio_refusals(
+    frozen: &Frozen,
+    outside: &[Outside],
+    open: &descriptors::Captured,
+) -> (Vec<Refusal>, Option<String>) {
+    const O_DIRECT: u32 = 0o40_000;
+    let has_context = |seen: &&Outside| seen.vmas.iter().any(memory::aio::is_ring);
+    let Some(at) = outside.iter().position(|seen| has_context(&seen)) else {
+        return (Vec::new(), None);
+    };
+    let process = &frozen.processes[at];
+    let described = open.descriptions.iter().zip(&open.inodes);
+    let direct = described.filter_map(|(description, (device, _))| match &description.kind {
+        Kind::File(file) if file.flags & O_DIRECT != 0 => Some((file, *device)),
+        _ => None,
+    });
+    let refusals = direct.filter_map(|(file, device)| {
+        let reason = match memory::aio::is_busy(device) {
+            Some(false) => return None,
+            Some(true) => "its device is busy, and what is under way there cannot be saved (io_setup with O_DIRECT)",
+            None => "it has no device that tells whether input or output is under way (io_setup with O_DIRECT)",
+        };
+        let object = format!("file {}", file.path());
+        let hint = "checkpoint when the program's input and output is done, or switch it to another way of that";
+        Some(refusal(process.virtual_pid, &process.stat, &object, reason, hint))
+    });
+    let note = format!(
+        "process {} ({}) has a context of io_setup: a request that waits for something there (IOCB_CMD_POLL, IOCB_CMD_FSYNC) \
+         cannot be seen, and would not be made again by a restart",
+        process.virtual_pid, process.stat.comm
+    );
+    (refusals.collect(), Some(note))
 }
 
 /// A process group as the job sees it, by the supervisor's number; `None` for one that has no process of the job.

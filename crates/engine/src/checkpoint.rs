@@ -153,7 +153,7 @@ pub fn checkpoint(
     progress: &dyn Progress,
 ) -> Result<Report, EngineError> {
     if options.here {
-        return trace(job, path, options, progress);
+        return trace(job, path, options, progress, Duration::ZERO);
     }
     // Tracees belong to the thread that has seized them. One that could not be stopped cannot be let go either, but the kernel
     // does that when the tracing thread ends (`exit_ptrace`, `kernel/ptrace.c`).
@@ -180,13 +180,14 @@ fn trace_until_possible(
         Some(_) => &[][..],
         None => &MOMENTS[..],
     };
+    let mut wait = Duration::ZERO;
     for moment in moments {
-        match trace(job, path, options, progress) {
-            Err(EngineError::Passing(_)) => std::thread::sleep(Duration::from_millis(*moment)),
+        match trace(job, path, options, progress, wait) {
+            Err(EngineError::Passing(_)) => wait = Duration::from_millis(*moment),
             other => return other,
         }
     }
-    match trace(job, path, options, progress) {
+    match trace(job, path, options, progress, wait) {
         Err(EngineError::Passing(refusals)) if options.barrier.is_none() => {
             Err(EngineError::Refused(refusals))
         }
@@ -199,6 +200,7 @@ fn trace(
     path: &Path,
     options: &Options,
     progress: &dyn Progress,
+    moment: Duration,
 ) -> Result<Report, EngineError> {
     let began = Instant::now();
     faults::pass("begin")?;
@@ -223,6 +225,8 @@ fn trace(
         None => Ok(()),
     };
     faults::pass("created")?;
+    // Now rather than before: the new file may be what the program has to hear of (inotify).
+    std::thread::sleep(moment);
     progress.step(Step::Freeze);
     let paused = Instant::now();
     let ours: BTreeSet<Pid> = job.memory.ours.iter().copied().collect();

@@ -167,6 +167,13 @@ fn attempt(
                 if catch.stopped.contains_key(&tid) || catch.running.contains_key(&tid) {
                     continue;
                 }
+                let of_kernel = || {
+                    Stat::read(format_args!("{pid}/task/{tid}"))
+                        .is_some_and(|stat| is_kernel_s(&stat))
+                };
+                if tid != *pid && of_kernel() {
+                    continue;
+                }
                 match Running::seize(tid) {
                     Ok(running) => {
                         fresh.push(tid);
@@ -281,6 +288,13 @@ fn is_traced_by_us(pid: Pid, tid: Pid) -> bool {
         procfs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).unwrap_or_default();
     let tracer = tree::status_field(&status, "TracerPid").and_then(|id| id.parse().ok());
     tracer == Some(rustix::thread::gettid().as_raw_nonzero().get())
+}
+
+/// Whether it is a thread that the kernel has made in the process for its own work (io_uring), which runs nothing of the
+/// program and never stops: `PF_IO_WORKER`, `PF_USER_WORKER` (`linux/sched.h`).
+fn is_kernel_s(stat: &Stat) -> bool {
+    const FLAGS: usize = 9;
+    stat.field(FLAGS) & 0x4010 != 0
 }
 
 fn untraceable(pid: Pid, stat: &Stat, error: TraceError) -> EngineError {

@@ -15,7 +15,8 @@ use crate::timers::Fired;
 use crate::tree::Stat;
 use crate::visits::{self, Errands};
 use crate::{
-    EngineError, attributes, capture, credentials, descriptors, faults, signals, threads, timers,
+    EngineError, Refusal, attributes, capture, credentials, descriptors, faults, settings, signals,
+    threads, timers,
 };
 use stasis_sys::Pid;
 use stasis_tracee::{PendingSignal, SIGINFO_BYTES, Stopped};
@@ -49,6 +50,10 @@ impl Outside {
         let id = living(frozen);
         let status = read_status(id)?;
         let vmas = memory::look(id)?;
+        let refusals = memory::refusals_in_detail(frozen.virtual_pid, &frozen.stat.comm, &vmas);
+        if !refusals.is_empty() {
+            return Err(EngineError::Refused(refusals));
+        }
         let mut states = Vec::with_capacity(frozen.threads.len());
         for thread in &mut frozen.threads {
             let Some(stopped) = thread.stopped.as_mut() else {
@@ -180,6 +185,7 @@ struct Questions {
     layout: Asked,
     signals: signals::Questions,
     timers: timers::Questions,
+    settings: settings::Questions,
 }
 
 fn questions(frozen: &FrozenProcess) -> (Questions, Vec<Batch>) {
@@ -190,9 +196,11 @@ fn questions(frozen: &FrozenProcess) -> (Questions, Vec<Batch>) {
         .iter()
         .map(|t| (t.tid, t.virtual_tid))
         .collect();
+    let settings = settings::ask(&mut batches);
     let first = &mut batches[0];
     let questions = Questions {
         threads,
+        settings,
         attributes: attributes::ask(first),
         layout: memory::layout::ask(first),
         signals: signals::ask(first),
@@ -329,6 +337,16 @@ pub(crate) struct Inquiry {
     asked_again_at: Duration,
 }
 
+/// What came of an inquiry.
+pub(crate) struct Evaluated {
+    /// The processes, without parents and descriptors.
+    pub(crate) processes: Vec<Process>,
+    /// The shared memory that is to be written.
+    pub(crate) shared: Vec<SharedContents>,
+    /// What the user should know.
+    pub(crate) notes: Vec<String>,
+}
+
 impl Inquiry {
     /// Asks every thread.
     ///
@@ -372,7 +390,7 @@ impl Inquiry {
         })
     }
 
-    /// The processes, without parents and descriptors, and the shared memory that is to be written.
+    /// The processes, without parents and descriptors, the shared memory that is to be written, and what the user should know.
     ///
     /// # Errors
     /// When a thread has not answered what it has to.
@@ -380,7 +398,8 @@ impl Inquiry {
         self,
         frozen: &Frozen,
         outside: Vec<Outside>,
-    ) -> Result<(Vec<Process>, Vec<SharedContents>), EngineError> {
+    ) -> Result<Evaluated, EngineError> {
+        let (settings, notes) = self.settings(frozen)?;
         let stops: HashMap<Pid, bool> = self
             .stops
             .iter()
@@ -406,6 +425,9 @@ impl Inquiry {
             process.stop_reported = stops.get(&frozen.pid).copied().unwrap_or(true);
             processes.push(process);
         }
+        for (process, settings) in processes.iter_mut().zip(settings) {
+            process.settings = settings;
+        }
         for again in &self.again {
             let timers = &mut processes[again.process].timers;
             timers::capture_again(
@@ -415,7 +437,41 @@ impl Inquiry {
                 self.asked_again_at,
             )?;
         }
-        Ok((processes, shared))
+        Ok(Evaluated {
+            processes,
+            shared,
+            notes,
+        })
+    }
+
+    /// The settings of all processes, or all that cannot be saved of them.
+    fn settings(
+        &self,
+        frozen: &Frozen,
+    ) -> Result<(Vec<settings::State>, Vec<String>), EngineError> {
+        let session_keyring = settings::session_keyring();
+        let (mut states, mut notes) = (Vec::new(), Vec::new());
+        let mut refusals: Vec<Refusal> = Vec::new();
+        let asked = self.questions.iter().zip(&self.answers);
+        for (process, (questions, answers)) in frozen.processes.iter().zip(asked) {
+            let who = settings::Who {
+                pid: process.virtual_pid,
+                name: &process.stat.comm,
+                session_keyring,
+            };
+            match settings::evaluate(&who, &questions.settings, answers) {
+                Ok((state, note)) => {
+                    states.push(state);
+                    notes.extend(note);
+                }
+                Err(EngineError::Refused(more)) => refusals.extend(more),
+                Err(error) => return Err(error),
+            }
+        }
+        match refusals.is_empty() {
+            true => Ok((states, notes)),
+            false => Err(EngineError::Refused(refusals)),
+        }
     }
 }
 
@@ -465,6 +521,7 @@ fn process(
         attributes: seen.attributes,
         credentials: credentials::capture(&seen.status),
         descriptors: descriptors::Table::default(),
+        settings: settings::State::default(),
     })
 }
 

@@ -33,6 +33,7 @@ pub mod model;
 pub mod processor;
 pub mod progress;
 pub mod restart;
+pub mod settings;
 pub mod shield;
 pub mod signals;
 pub mod sleep_clock;

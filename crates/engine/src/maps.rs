@@ -28,6 +28,8 @@ pub struct Vma {
     pub swap: u64,
     /// Bytes in memory.
     pub resident: u64,
+    /// Its memory protection key (`pkeys(7)`).
+    pub key: u64,
 }
 
 impl Vma {
@@ -94,6 +96,8 @@ fn parse(text: &[u8]) -> Vec<Vma> {
                 area.flags = codes.collect();
             } else if let Some(value) = line.strip_prefix(b"Swap:") {
                 area.swap = kilobytes(value);
+            } else if let Some(value) = line.strip_prefix(b"ProtectionKey:") {
+                area.key = kilobytes(value) >> 10;
             } else if let Some(value) = line.strip_prefix(b"Rss:") {
                 area.resident = kilobytes(value);
             }
@@ -203,7 +207,7 @@ mod tests {
 
     const SAMPLE: &[u8] =
         b"7f0000000000-7f0000002000 rw-p 00001000 fe:01 42                 /a b\\012c (deleted)\n\
-        Rss:                   8 kB\nSwap:                  4 kB\nVmFlags: rd wr mr mw me ac \n\
+        Rss:                   8 kB\nSwap:                  4 kB\nProtectionKey:         3\nVmFlags: rd wr mr mw me ac \n\
         ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]\n";
 
     #[test]
@@ -216,6 +220,7 @@ mod tests {
             (areas[0].inode, areas[0].swap, areas[0].resident),
             (42, 4096, 8192)
         );
+        assert_eq!((areas[0].key, areas[1].key), (3, 0));
         assert!(areas[0].has(b"mw") && !areas[0].has(b"ht"));
         assert_eq!(areas[1].path, b"[vsyscall]");
         assert_eq!(areas[1].protection, libc::PROT_EXEC);

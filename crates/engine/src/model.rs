@@ -1,10 +1,11 @@
 //! What an image's metadata holds.
 
 use crate::checkpoint::JobInfo;
-use crate::descriptors::{Description, Table, ptys};
+use crate::descriptors::{Description, DescriptionId, Table, ptys};
 use crate::file_policy::FileRecord;
 use crate::{
-    EngineError, attributes, credentials, ipc, memory, processor, signals, threads, timers,
+    EngineError, attributes, credentials, ipc, memory, processor, settings, signals, threads,
+    timers,
 };
 use serde::{Deserialize, Serialize};
 use stasis_image::Image;
@@ -49,9 +50,12 @@ pub struct Tree {
     pub foreground: Option<Pid>,
     /// The job's own pseudo terminals that control sessions of it.
     pub pseudo_terminals: Vec<ptys::Terminal>,
-    /// System V objects: in an image, behind all others and only where there are any, so that images without them are what they were.
+    /// System V objects; see [`Tree::encode`].
     #[serde(skip)]
     pub ipc: ipc::State,
+    /// Descriptions that hold a read lease; see [`Tree::encode`].
+    #[serde(skip)]
+    pub leases: Vec<DescriptionId>,
 }
 
 /// The program's clocks at the checkpoint.
@@ -96,6 +100,9 @@ pub struct Process {
     pub credentials: credentials::State,
     /// Descriptors.
     pub descriptors: Table,
+    /// Settings that few programs touch; see [`Tree::encode`].
+    #[serde(skip)]
+    pub settings: settings::State,
 }
 
 impl Process {
@@ -139,26 +146,86 @@ impl Tree {
         })
     }
 
-    fn decode(metadata: &[u8]) -> Result<Tree, postcard::Error> {
-        let (mut tree, more) = postcard::take_from_bytes::<Tree>(metadata)?;
-        if !more.is_empty() {
-            tree.ipc = postcard::from_bytes(more)?;
+    fn decode(bytes: &[u8]) -> Result<Tree, String> {
+        let (mut tree, rest): (Tree, &[u8]) =
+            postcard::take_from_bytes(bytes).map_err(|error| error.to_string())?;
+        for part in parts(rest)? {
+            match part.name.as_str() {
+                SETTINGS => {
+                    let settings: Vec<settings::State> =
+                        postcard::from_bytes(&part.bytes).map_err(|error| error.to_string())?;
+                    for (process, settings) in tree.processes.iter_mut().zip(settings) {
+                        process.settings = settings;
+                    }
+                }
+                IPC => {
+                    tree.ipc =
+                        postcard::from_bytes(&part.bytes).map_err(|error| error.to_string())?;
+                }
+                LEASES => {
+                    tree.leases =
+                        postcard::from_bytes(&part.bytes).map_err(|error| error.to_string())?;
+                }
+                other => {
+                    return Err(format!(
+                        "it has a part \"{other}\", which a newer stasis has written"
+                    ));
+                }
+            }
         }
         Ok(tree)
     }
 
-    /// The metadata of an image.
+    /// The metadata of an image: the tree, and behind it, each with its name, the parts that came to the format later. An
+    /// image without them is as old as that.
     ///
     /// # Errors
     /// None in practice.
     pub fn encode(&self) -> Result<Vec<u8>, EngineError> {
-        let describing = |error| EngineError::Failed(format!("describing the program: {error}"));
-        let mut bytes = postcard::to_stdvec(self).map_err(describing)?;
-        if !self.ipc.is_empty() {
-            bytes.extend(postcard::to_stdvec(&self.ipc).map_err(describing)?);
-        }
-        Ok(bytes)
+        let settings: Vec<_> = self
+            .processes
+            .iter()
+            .map(|process| &process.settings)
+            .collect();
+        let encoded = || -> Result<Vec<u8>, postcard::Error> {
+            let mut bytes = postcard::to_stdvec(self)?;
+            let mut parts = vec![(SETTINGS, postcard::to_stdvec(&settings)?)];
+            if !self.ipc.is_empty() {
+                parts.push((IPC, postcard::to_stdvec(&self.ipc)?));
+            }
+            if !self.leases.is_empty() {
+                parts.push((LEASES, postcard::to_stdvec(&self.leases)?));
+            }
+            for (name, part) in parts {
+                let name = name.to_owned();
+                bytes.extend(postcard::to_stdvec(&Part { name, bytes: part })?);
+            }
+            Ok(bytes)
+        };
+        encoded().map_err(|error| EngineError::Failed(format!("describing the program: {error}")))
     }
+}
+
+const SETTINGS: &str = "settings";
+const IPC: &str = "ipc";
+const LEASES: &str = "leases";
+
+/// What follows the tree.
+#[derive(Serialize, Deserialize)]
+struct Part {
+    name: String,
+    #[serde(with = "serde_bytes")]
+    bytes: Vec<u8>,
+}
+
+fn parts(mut bytes: &[u8]) -> Result<Vec<Part>, String> {
+    let mut parts = Vec::new();
+    while !bytes.is_empty() {
+        let (part, rest) = postcard::take_from_bytes(bytes).map_err(|error| error.to_string())?;
+        parts.push(part);
+        bytes = rest;
+    }
+    Ok(parts)
 }
 
 #[cfg(test)]
@@ -166,11 +233,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn system_v_objects_stand_behind_the_tree_and_only_where_there_are_any() {
-        // Zeros are a tree with nothing in it, and what images without such objects look like.
-        let (tree, _) = postcard::take_from_bytes::<Tree>(&[0; 4096]).expect("zeros are values");
-        let plain = tree.encode().expect("encoded");
-        assert!(plain.iter().all(|byte| *byte == 0));
+    fn parts_follow_the_tree_and_may_be_missing() {
+        let part = |name: &str, bytes: Vec<u8>| {
+            let name = name.to_owned();
+            postcard::to_stdvec(&Part { name, bytes }).expect("encoded")
+        };
+        let split = |bytes: &[u8]| parts(bytes).map(|parts| parts.len());
+        assert_eq!(split(&[]), Ok(0));
+        let two = [part("one", vec![1]), part("two", vec![])].concat();
+        assert_eq!(split(&two), Ok(2));
+        assert!(split(&two[..two.len() - 1]).is_err());
+    }
+    #[test]
+    fn an_image_without_parts_is_read_and_system_v_objects_come_back() {
+        // Zeros are a tree with nothing in it.
+        let (mut tree, rest) =
+            postcard::take_from_bytes::<Tree>(&[0; 4096]).expect("zeros are values");
+        let plain = vec![0; 4096 - rest.len()];
         assert!(Tree::decode(&plain).expect("decoded").ipc.is_empty());
         let set = ipc::semaphores::State {
             object: ipc::table::Object {
@@ -188,7 +267,6 @@ mod tests {
             values: vec![3, 0],
             last: vec![Pid(0), Pid(7)],
         };
-        let mut tree = tree;
         tree.ipc.sets.push(set);
         let bytes = tree.encode().expect("encoded");
         assert!(bytes.starts_with(&plain));

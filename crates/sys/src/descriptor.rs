@@ -206,6 +206,18 @@ pub fn keep_over_exec(fd: RawFd) -> io::Result<()> {
     check(unsafe { libc::fcntl(fd, libc::F_SETFD, 0) }).map(drop)
 }
 
+/// Sets the status flags of a descriptor (`F_SETFL`), by its number, which `O_ASYNC` remembers.
+///
+/// # Errors
+/// `EBADF`; `EPERM` for a flag that may not be set.
+pub fn set_flags(fd: RawFd, flags: u32) -> io::Result<()> {
+    // SAFETY: the command takes a number; one that is no open descriptor is an error.
+    match unsafe { libc::fcntl(fd, libc::F_SETFL, flags as libc::c_int) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

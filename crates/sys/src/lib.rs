@@ -7,7 +7,9 @@
 pub mod board;
 pub mod descriptor;
 pub mod epoll;
+pub mod handle;
 pub mod id;
+pub mod io_uring;
 pub mod kcmp;
 pub mod lock;
 pub mod mqueue;

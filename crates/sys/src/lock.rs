@@ -105,6 +105,21 @@ pub fn is_open_for_writing(fd: impl AsFd) -> io::Result<bool> {
     }
 }
 
+/// Takes a read lease (`F_SETLEASE`): whoever opens the file for writing waits until it is given up.
+///
+/// # Errors
+/// `EAGAIN` where the file is open for writing, `EACCES` where it is another user's.
+pub fn take_read_lease(fd: RawFd) -> io::Result<()> {
+    const F_SETLEASE: libc::c_int = 1024;
+    // SAFETY: the command takes a number; one that is no open descriptor is an error.
+    let rc = unsafe { libc::fcntl(fd, F_SETLEASE, libc::F_RDLCK) };
+    if rc == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

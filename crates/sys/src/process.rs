@@ -353,3 +353,15 @@ pub fn end_with(status: WaitStatus) -> ! {
     }
     exit_now(status.exit_code().unwrap_or(0))
 }
+
+/// The serial number of the calling thread's session keyring (`keyctl(2)`).
+///
+/// # Errors
+/// `ENOSYS`, `EPERM` where a filter forbids it, `ENOKEY`.
+pub fn session_keyring() -> io::Result<u64> {
+    const KEYRING_ID: libc::c_long = 0;
+    const SESSION: libc::c_long = -3;
+    // SAFETY: the call takes no pointers, and makes nothing.
+    let serial = unsafe { libc::syscall(libc::SYS_keyctl, KEYRING_ID, SESSION, 0) };
+    u64::try_from(serial).map_err(|_| io::Error::last_os_error())
+}

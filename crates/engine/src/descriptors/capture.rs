@@ -8,16 +8,16 @@ use super::fdinfo::FdInfo;
 use super::handles::{Hold, duplicate};
 use super::{
     CaptureContext, Captured, Description, DescriptionId, Descriptor, Kind, Outside, ProcessView,
-    Table, devices, directories, epoll, eventfd, fifos, files, inet, inherited, locks, memfd,
-    mqueues, netlink, owner, parallel, pidfd, pipes, ptys, signalfd, stdio, tcp, timerfd, ttys,
-    udp, unix_sockets, unsupported,
+    Table, devices, directories, epoll, eventfd, fifos, files, inet, inherited, inotify, io_uring,
+    locks, memfd, mqueues, netlink, owner, parallel, pidfd, pipes, ptys, signalfd, stdio, tcp,
+    timerfd, ttys, udp, unix_sockets, unsupported,
 };
 use crate::error::Context;
 use crate::{EngineError, Refusal};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 use stasis_sys::{Pid, kcmp};
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -170,6 +170,9 @@ pub fn capture(ctx: &CaptureContext) -> Result<Captured, EngineError> {
     drop(whole);
     captured.tables = tables;
     captured.inodes = founds.iter().map(Found::inode).collect();
+    let numbered = (0..).zip(&founds);
+    let leased = numbered.filter(|(_, found)| locks::has_lease(found));
+    captured.leases = leased.map(|(n, _)| DescriptionId(n)).collect();
     match locks::capture(ctx, &mut captured) {
         Err(EngineError::Refused(more)) => refused.extend(more),
         other => other?,
@@ -253,6 +256,8 @@ pub(super) struct Survey<'a> {
     /// What options of network sockets are compared with.
     pub scope: RefCell<inet::Scope>,
     pub ptys: ptys::Pairs,
+    /// Where the watched files are, once somebody has asked.
+    pub watched: OnceCell<inotify::Paths>,
     by_inode: HashMap<(u64, u64), Vec<usize>>,
 }
 
@@ -278,6 +283,7 @@ impl<'a> Survey<'a> {
             connections,
             scope: RefCell::default(),
             ptys: ptys::Pairs::look(founds),
+            watched: OnceCell::new(),
             by_inode,
         }
     }
@@ -320,6 +326,8 @@ fn classify(whole: &Survey, index: usize) -> Result<Kind, Obstacle> {
         (Some(b"[eventpoll]"), _) => Kind::Epoll(epoll::capture(whole, found)?),
         (Some(b"[timerfd]"), _) => Kind::TimerFd(timerfd::capture(found)?),
         (Some(b"[signalfd]"), _) => Kind::SignalFd(signalfd::capture(found)?),
+        (Some(b"inotify"), _) => Kind::Inotify(inotify::capture(whole, found)?),
+        (Some(b"[io_uring]"), _) => Kind::IoUring(io_uring::capture(whole, found)?),
         (Some(b"[pidfd]"), _) => Kind::PidFd(pidfd::capture(found, ctx)?),
         (Some(_), _) => return Err(unsupported::refuse(found)),
         (None, FileType::Fifo) if pipes::is_pipe(found) => {

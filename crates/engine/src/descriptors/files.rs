@@ -2,7 +2,7 @@
 //!
 //! Saved of a description: the file (see [`crate::file_policy`]), offset, access mode and status flags (`O_APPEND`,
 //! `O_DIRECT`, `O_NOATIME`, `O_SYNC`, `O_NONBLOCK`, ...), locks that belong to it.
-//! Not saved: advice given with `posix_fadvise(2)`, write-life hints; leases are refused.
+//! Not saved: advice given with `posix_fadvise(2)`, write-life hints.
 //!
 //! Facts it rests on
 //! - The flags in fdinfo are those of `open(2)` but `O_CREAT`, `O_EXCL`, `O_NOCTTY` and `O_TRUNC`, as `F_SETFL` has changed them.
@@ -99,6 +99,8 @@ fn capture_handle(
     handle: BorrowedFd<'_>,
     ctx: &CaptureContext,
 ) -> Result<State, Obstacle> {
+    // First: to open what is leased to the program would have it give the lease up.
+    let locks = locks::of_description(found)?;
     let looking = || format!("looking at {found}");
     let statfs = fstatfs(handle).context(looking)?;
     let flags = OFlags::from_bits_retain(found.info.flags);
@@ -134,7 +136,7 @@ fn capture_handle(
         path: PathBytes::from(found.link.as_bytes()),
         flags: found.info.flags,
         offset: found.info.position,
-        locks: locks::of_description(found)?,
+        locks,
     })
 }
 

@@ -1,7 +1,9 @@
 //! Locks on files: `flock(2)`, record locks of a process (`F_SETLK`), record locks of a description (`F_OFD_SETLK`).
 //!
-//! Saved: which lock, on which range, through which description, and, for `F_SETLK`, of which process.
-//! Not saved: leases (`F_SETLEASE`), which are refused; who waits for a lock, for the waiting call is simply made again.
+//! Saved: which lock, on which range, through which description, and, for `F_SETLK`, of which process; read leases (`F_SETLEASE`).
+//! Not saved: who waits for a lock, for the waiting call is simply made again.
+//! Refused: write leases, which the program would have to give up for the file to be read; leases that somebody waits for, which is
+//! tried for a second.
 //!
 //! Facts it rests on
 //! - The lines `lock:` of `/proc/PID/fdinfo/FD` list the locks that were taken through that description and belong to it or
@@ -9,11 +11,13 @@
 //! - Locks of a description live as long as any duplicate of it, also one that only the supervisor holds.
 //! - A process's record locks on a file all vanish when it closes any descriptor of that file (`fcntl_locking(2)`): they are
 //!   taken again when all superfluous descriptors are closed.
+//! - A lease belongs to a description; its line says `UNLCK` while somebody waits for it to be given up. Only openings for writing
+//!   disturb a read lease. The kernel makes the process that takes it the one that is told, unless another was set.
 //! - Locks that processes of the tree hold together cannot be in each other's way, so the order of taking does not matter.
 
 use super::capture::{Found, Obstacle};
 use super::fdinfo::FdInfo;
-use super::{CaptureContext, Captured, Kind, ProcessView};
+use super::{CaptureContext, Captured, DescriptionId, Kind, ProcessView, Table};
 use crate::file_policy::PathBytes;
 use crate::{EngineError, Refusal};
 use rustix::fs::{CWD, FlockOperation, flock, readlinkat};
@@ -66,21 +70,35 @@ enum Line {
     Whole(Whole),
     Process(RecordLock),
     Description(RecordLock),
-    Lease,
+    Lease(Lease),
     Unknown,
+}
+
+/// What a lease keeps others from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lease {
+    Writing,
+    Opening,
+    /// Nothing any more: it is being given up.
+    Broken,
 }
 
 /// Parses `1: POSIX  ADVISORY  WRITE 359 00:13:11691 0 EOF` (`proc_pid_fdinfo(5)`, `proc_locks(5)`).
 fn parse(line: &str) -> Line {
     let words: Vec<&str> = line.split_ascii_whitespace().collect();
-    let [_, kind, _, access, _, _, start, end] = words[..] else {
+    let [_, kind, state, access, _, _, start, end] = words[..] else {
         return Line::Unknown;
     };
+    if matches!(kind, "LEASE" | "DELEG") {
+        return Line::Lease(match (state, access) {
+            ("ACTIVE", "READ") => Lease::Writing,
+            ("ACTIVE", "WRITE") => Lease::Opening,
+            _ => Lease::Broken,
+        });
+    }
     let write = match access {
         "READ" => false,
         "WRITE" => true,
-        // A lease that is being broken says UNLCK.
-        _ if matches!(kind, "LEASE" | "DELEG") => return Line::Lease,
         _ => return Line::Unknown,
     };
     let record = || {
@@ -98,7 +116,6 @@ fn parse(line: &str) -> Line {
     match (kind, record()) {
         ("FLOCK", _) if write => Line::Whole(Whole::Exclusive),
         ("FLOCK", _) => Line::Whole(Whole::Shared),
-        ("LEASE" | "DELEG", _) => Line::Lease,
         ("POSIX", Some(record)) => Line::Process(record),
         ("OFDLCK", Some(record)) => Line::Description(record),
         _ => Line::Unknown,
@@ -116,10 +133,17 @@ pub fn of_description(found: &Found) -> Result<State, Obstacle> {
             Line::Whole(whole) => state.whole = Some(whole),
             Line::Description(record) => state.records.push(record),
             Line::Process(_) => {}
-            Line::Lease => {
+            Line::Lease(Lease::Writing) => {}
+            Line::Lease(Lease::Opening) => {
                 return Err(found.refuse(
-                    "the program holds a lease on it (F_SETLEASE)",
-                    "leases cannot be saved: let the program give it up (F_UNLCK) first",
+                    "the program holds a write lease on it (F_SETLEASE), which it would have to give up for it to be read",
+                    "let the program give it up (F_UNLCK) first",
+                ));
+            }
+            Line::Lease(Lease::Broken) => {
+                return Err(found.passing(
+                    "the program is about to give up its lease on it (F_SETLEASE)",
+                    "checkpoint when it has done so",
                 ));
             }
             Line::Unknown => {
@@ -131,6 +155,41 @@ pub fn of_description(found: &Found) -> Result<State, Obstacle> {
         }
     }
     Ok(state)
+}
+
+/// Whether a description holds a read lease.
+#[must_use]
+pub fn has_lease(found: &Found) -> bool {
+    found
+        .info
+        .all("lock")
+        .any(|line| matches!(parse(line), Line::Lease(_)))
+}
+
+/// Takes read leases again, in the first process that holds them, `process` being its place: when the owner of the description is
+/// set, who is told of openings.
+///
+/// # Errors
+/// When somebody has the file open for writing, naming it.
+pub fn take_leases(
+    leases: &[DescriptionId],
+    process: usize,
+    tables: &[Table],
+) -> Result<(), EngineError> {
+    for id in leases {
+        let of = |table: &Table| {
+            table
+                .descriptors
+                .iter()
+                .find(|d| d.description == *id)
+                .map(|d| d.fd)
+        };
+        let first = tables.iter().position(|table| of(table).is_some());
+        if let (true, Some(fd)) = (first == Some(process), tables.get(process).and_then(of)) {
+            lock::take_read_lease(fd).map_err(|error| refused(fd, None, error))?;
+        }
+    }
+    Ok(())
 }
 
 /// Takes the locks of a description again, through a descriptor of it.
@@ -275,8 +334,18 @@ mod tests {
                 "1: FLOCK  ADVISORY  WRITE 0 fe:00:7 0 EOF",
                 Line::Whole(Whole::Exclusive),
             ),
-            ("1: LEASE  ACTIVE    WRITE 5 fe:00:7 0 EOF", Line::Lease),
-            ("1: LEASE  BREAKING  UNLCK 5 fe:00:7 0 EOF", Line::Lease),
+            (
+                "1: LEASE  ACTIVE    WRITE 5 fe:00:7 0 EOF",
+                Line::Lease(Lease::Opening),
+            ),
+            (
+                "1: LEASE  ACTIVE    READ 5 fe:00:7 0 EOF",
+                Line::Lease(Lease::Writing),
+            ),
+            (
+                "1: LEASE  BREAKING  UNLCK 5 fe:00:7 0 EOF",
+                Line::Lease(Lease::Broken),
+            ),
             (
                 "1: POSIX  ADVISORY  WRITE 359 00:13:11691 9 3",
                 Line::Unknown,
@@ -334,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_refused_by_name() {
+    fn a_write_lease_is_refused_by_name() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         let process = this_process();
         let mut seen = found(&process, file.as_fd());

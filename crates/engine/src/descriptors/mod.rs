@@ -25,6 +25,8 @@ pub mod files;
 mod handles;
 pub mod inet;
 pub mod inherited;
+pub mod inotify;
+pub mod io_uring;
 pub mod locks;
 pub mod memfd;
 pub mod mqueues;
@@ -131,6 +133,10 @@ pub enum Kind {
     Netlink(netlink::State),
     /// A POSIX message queue.
     MessageQueue(mqueues::State),
+    /// Watches on files.
+    Inotify(inotify::State),
+    /// A ring for input and output.
+    IoUring(io_uring::State),
 }
 
 impl Kind {
@@ -216,6 +222,8 @@ pub struct Captured {
     pub inodes: Vec<(u64, u64)>,
     /// One table for each process, in the order of [`CaptureContext::processes`].
     pub tables: Vec<Table>,
+    /// Those that hold a read lease.
+    pub leases: Vec<DescriptionId>,
     /// What the user should know.
     pub notes: Vec<String>,
 }

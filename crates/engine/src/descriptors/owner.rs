@@ -1,19 +1,18 @@
 //! Who gets the signals of a description (`F_SETOWN`, `F_SETSIG`, `O_ASYNC`).
 //!
-//! Saved for pipes, FIFOs, terminals, Unix sockets and everything with `O_ASYNC` set: process or process group, and the signal. A
+//! Saved for pipes, FIFOs, terminals, sockets, leased files and everything with `O_ASYNC` set: process or process group, and the signal. A
 //! thread that is not its process's first is replaced by its process. An owner outside the job is forgotten.
 //!
 //! Facts: `F_GETOWN_EX` answers in the caller's numbers. The owner has to exist when it is set, and the kernel keeps the
 //! identity of the process that sets it: both want [`super::finish`].
 
-use super::{CaptureContext, Found, Kind, Obstacle, pidfd};
+use super::{CaptureContext, Found, Kind, Obstacle, locks, pidfd};
 use crate::EngineError;
 use crate::error::Context;
-use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use stasis_sys::descriptor::{self, Owner};
 use stasis_sys::{Pid, procfs};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
 /// The saved owner of a description.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,8 +48,15 @@ pub(super) fn capture(
     let active = found.info.flags & O_ASYNC != 0;
     let keeps = matches!(
         kind,
-        Kind::Pipe(_) | Kind::Fifo(_) | Kind::Terminal(_) | Kind::UnixSocket(_)
-    );
+        Kind::Pipe(_)
+            | Kind::Fifo(_)
+            | Kind::Terminal(_)
+            | Kind::PtyMaster(_)
+            | Kind::PtySlave(_)
+            | Kind::UnixSocket(_)
+            | Kind::Tcp(_)
+            | Kind::Udp(_)
+    ) || locks::has_lease(found);
     if !active && !keeps {
         return Ok(None);
     }
@@ -95,8 +101,9 @@ fn virtual_group(group: Pid, ctx: &CaptureContext) -> Option<Pid> {
     })
 }
 
-/// Sets it, once every process exists.
-pub(super) fn restore(state: &State, fd: BorrowedFd) -> Result<(), EngineError> {
+/// Sets it, once every process exists. `number` is that of a descriptor of it: signals tell the one by which they were
+/// switched on (`si_fd`).
+pub(super) fn restore(state: &State, fd: BorrowedFd, number: RawFd) -> Result<(), EngineError> {
     let what = || "setting the owner of a descriptor".to_owned();
     let owner = match state.target {
         Target::None => Owner::None,
@@ -109,8 +116,7 @@ pub(super) fn restore(state: &State, fd: BorrowedFd) -> Result<(), EngineError> 
     }
     if state.active {
         let flags = rustix::fs::fcntl_getfl(fd).context(what)?;
-        let flags = flags | OFlags::from_bits_retain(O_ASYNC);
-        rustix::fs::fcntl_setfl(fd, flags).context(what)?;
+        descriptor::set_flags(number, flags.bits() | O_ASYNC).context(what)?;
     }
     Ok(())
 }

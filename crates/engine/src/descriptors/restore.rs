@@ -3,8 +3,9 @@
 use super::pipes::Spares;
 use super::{
     Description, DescriptionId, Descriptor, Kind, Plan, ProcessView, RestoreContext, Table,
-    devices, directories, epoll, eventfd, fifos, files, inherited, locks, memfd, mqueues, netlink,
-    owner, pidfd, pipes, ptys, signalfd, stdio, tcp, timerfd, ttys, udp, unix_sockets,
+    devices, directories, epoll, eventfd, fifos, files, inherited, inotify, io_uring, locks, memfd,
+    mqueues, netlink, owner, pidfd, pipes, ptys, signalfd, stdio, tcp, timerfd, ttys, udp,
+    unix_sockets,
 };
 use crate::error::Context;
 use crate::{EngineError, Refusal};
@@ -93,6 +94,8 @@ impl Opening<'_> {
             Kind::SignalFd(state) => signalfd::restore(state)?,
             Kind::MemFd(state) => memfd::restore(state, self)?,
             Kind::PidFd(state) => return pidfd::restore(state),
+            Kind::Inotify(state) => inotify::restore(state)?,
+            Kind::IoUring(state) => io_uring::restore(state)?,
             Kind::Terminal(state) => ttys::restore(state, self)?,
             Kind::PtyMaster(state) => ptys::restore_master(state, self)?,
             Kind::PtySlave(state) => ptys::restore_slave(state, self)?,
@@ -182,6 +185,7 @@ pub fn plan(descriptions: &[Description], ctx: &RestoreContext) -> Plan {
             Kind::Stdio(state) => stdio::plan(state, ctx, &mut plan),
             Kind::Inherited(state) => inherited::plan(state, ctx, &mut plan),
             Kind::UnixSocket(state) => unix_sockets::plan(state, ctx, &mut plan),
+            Kind::Inotify(state) => inotify::plan(state, ctx, &mut plan),
             Kind::Fifo(state) => match fifos::plan(state, ctx) {
                 Ok(action) => plan.actions.extend(action),
                 Err(error) => plan.refusals.push(Refusal {
@@ -262,6 +266,7 @@ pub fn open_all(descriptions: &[Description], ctx: &RestoreContext) -> Result<Op
     opened.notes.extend(more);
     let more = epoll::fill_all(descriptions, &opened)?;
     opened.notes.extend(more);
+    inotify::watch_all(descriptions, &opened, ctx.path_map)?;
     Ok(opened)
 }
 
@@ -407,8 +412,11 @@ pub fn finish(
     for (index, description) in descriptions.iter().enumerate() {
         let id = DescriptionId(index as u32);
         let first = holders.of(id).first() == Some(&process);
-        if let (Some(state), true, Some(fd)) = (&description.owner, first, here.fd(id)) {
-            owner::restore(state, fd)?;
+        let number = table.descriptors.iter().find(|d| d.description == id);
+        if let (Some(state), true, Some(fd), Some(number)) =
+            (&description.owner, first, here.fd(id), number)
+        {
+            owner::restore(state, fd, number.fd)?;
         }
         let Kind::Epoll(set) = &description.kind else {
             continue;
@@ -560,8 +568,8 @@ impl Here<'_> {
     }
 }
 
-/// Seals the memory files that could not be sealed before the program's memory was mapped from them. Called once, in the
-/// keeper, after that.
+/// Seals the memory files that could not be sealed before the program's memory was mapped from them, and forgets what
+/// the restart has done to watched files. Called once, in the keeper, after that.
 ///
 /// # Errors
 /// `EBUSY` where the seals do not fit how the file is mapped.
@@ -573,7 +581,7 @@ pub fn seal(descriptions: &[Description], opened: &Opened) -> Result<(), EngineE
             memfd::seal(state, fd)?;
         }
     }
-    Ok(())
+    inotify::forget_all(descriptions, opened)
 }
 
 /// Closes, in one process, every descriptor from [`RestoreContext::first_free`] on except those in `keep`, then takes the

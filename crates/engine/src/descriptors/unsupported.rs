@@ -31,12 +31,7 @@ pub(super) fn refuse(found: &Found) -> Obstacle {
 fn anonymous(name: &str) -> (String, &'static str) {
     let known = |words: &str, hint| (words.to_owned(), hint);
     match name {
-        "inotify" => known("a watch on files (inotify)", CLOSE),
         "fanotify" => known("a watch on file systems (fanotify)", CLOSE),
-        "io_uring" => known(
-            "a queue for input and output (io_uring)",
-            "switch the program to another way of input and output (Node.js: UV_USE_IO_URING=0)",
-        ),
         "userfaultfd" => known("a handler of page faults (userfaultfd)", CLOSE),
         "perf_event" => known(
             "a performance counter (perf_event_open)",

@@ -8,17 +8,18 @@
 //! Not saved: clean pages of mapped files (they are read from the file, which must not have changed: [`crate::file_policy`]); memory policy of
 //! mbind(2), which pages were swapped out.
 //!
-//! Refused by name: huge page file systems, rings of io_setup(2) and io_uring, device memory, areas
-//! registered with userfaultfd(2).
+//! Refused by name: huge page file systems, device memory, areas registered with userfaultfd(2).
 //!
 //! Rests on: `VmFlags` of `/proc/PID/smaps`; the page map tells own pages from those of the file (`sys::pagemap`);
 //! `/proc/PID/mem` reads and writes areas of any protection.
 
+pub mod aio;
 pub mod layout;
 pub mod restore;
 pub mod shared;
 pub mod vdso;
 
+use crate::descriptors::io_uring;
 use crate::error::Context;
 use crate::file_policy::{Collector, FileIndex, MappedSource, Mapping};
 use crate::maps::{self, Vma};
@@ -65,6 +66,8 @@ pub enum Backing {
         /// Attached to be read only (`SHM_RDONLY`).
         read_only: bool,
     },
+    /// A context of io_setup(2), with what its ring held.
+    Aio(#[serde(with = "serde_bytes")] Vec<u8>),
 }
 
 /// One area.
@@ -144,17 +147,8 @@ fn obstacle(vma: &Vma) -> Option<(&'static str, &'static str)> {
             "use transparent huge pages instead",
         ));
     }
-    if path.starts_with(b"/[aio]") {
-        return Some((
-            "the program uses asynchronous I/O (io_setup)",
-            "run the program without it, if it can",
-        ));
-    }
-    if path.starts_with(b"anon_inode:[io_uring]") {
-        return Some((
-            "the program uses io_uring",
-            "run it without (for Node: UV_USE_IO_URING=0)",
-        ));
+    if io_uring::is_ring(vma) && stasis_sys::io_uring::OFFSETS.contains(&vma.offset) {
+        return None;
     }
     if path.starts_with(b"anon_inode:") || path.starts_with(b"socket:") {
         return Some((
@@ -184,9 +178,41 @@ fn obstacle(vma: &Vma) -> Option<(&'static str, &'static str)> {
     None
 }
 
+/// The same, of what only the detailed list shows.
+fn obstacle_in_detail(vma: &Vma) -> Option<(&'static str, &'static str)> {
+    if vma.key != 0 {
+        return Some((
+            "it has a protection key (pkey_mprotect)",
+            "run the program without that feature, if it can",
+        ));
+    }
+    if vma.has(b"ss") {
+        return Some((
+            "it is a shadow stack, which only the kernel may write to",
+            "run the program without that (GLIBC_TUNABLES=glibc.cpu.x86_shstk=off)",
+        ));
+    }
+    None
+}
+
 /// Looks for areas that cannot be saved.
 #[must_use]
 pub fn refusals(virtual_pid: Pid, process: &str, areas: &[Vma]) -> Vec<Refusal> {
+    refused(virtual_pid, process, areas, obstacle)
+}
+
+/// The same for what only the detailed list shows.
+#[must_use]
+pub fn refusals_in_detail(virtual_pid: Pid, process: &str, areas: &[Vma]) -> Vec<Refusal> {
+    refused(virtual_pid, process, areas, obstacle_in_detail)
+}
+
+fn refused(
+    virtual_pid: Pid,
+    process: &str,
+    areas: &[Vma],
+    obstacle: impl Fn(&Vma) -> Option<(&'static str, &'static str)>,
+) -> Vec<Refusal> {
     let refuse = |vma: &Vma| {
         let (reason, hint) = obstacle(vma)?;
         Some(Refusal {
@@ -240,6 +266,8 @@ pub fn areas(
             Backing::Vdso
         } else if path.starts_with(b"[vvar") {
             Backing::Vvar(String::from_utf8_lossy(path).into_owned())
+        } else if aio::is_ring(vma) {
+            Backing::Aio(aio::capture(process, vma)?)
         } else if vma.inode == 0 {
             let name = path
                 .strip_prefix(b"[anon:")
@@ -252,6 +280,10 @@ pub fn areas(
                 file: file.0,
                 offset: vma.offset,
             }
+        } else if io_uring::is_ring(vma) && !collected.open.contains(&(vma.device, vma.inode)) {
+            return Err(EngineError::Failed(format!(
+                "process {process} maps an io_uring that it has closed, which cannot be saved"
+            )));
         } else if vma.shared || collected.open.contains(&(vma.device, vma.inode)) {
             let object = collected.shared.find(process, vma);
             Backing::Shared {

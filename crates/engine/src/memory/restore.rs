@@ -18,6 +18,14 @@ pub struct Descriptors<'a> {
     pub files: &'a [i32],
     /// The descriptor of shared object n is `shared + n`.
     pub shared: i32,
+    /// The shared objects that the kernel maps where it wants (io_uring).
+    pub rings: Vec<u32>,
+}
+
+impl Descriptors<'_> {
+    fn is_ring(&self, area: &Area) -> bool {
+        matches!(area.backing, Backing::Shared { object, .. } if self.rings.contains(&object))
+    }
 }
 
 /// Addresses that a process needs while its memory is replaced.
@@ -114,7 +122,66 @@ pub fn clear(places: &mut Places, calls: &mut Calls<'_>) -> Result<(), EngineErr
     unmap(calls, keep[1].end..TASK_SIZE)
 }
 
-/// Maps every saved area at its address, empty.
+/// Maps the rings of io_uring at their addresses, before anything else. The kernel maps them where it wants, and moves them
+/// nowhere (`io_uring_get_unmapped_area`, `io_uring/memmap.c`): so everything but the wanted place is made to be in use.
+///
+/// # Errors
+/// When a remote call fails, or the kernel finds yet another place.
+pub fn map_rings(
+    state: &State,
+    places: &Places,
+    descriptors: &Descriptors,
+    calls: &mut Calls<'_>,
+) -> Result<(), EngineError> {
+    let scratch = places.scratch..places.scratch + SCRATCH;
+    let kernel_s = places.kernel.iter().map(|(_, range)| range.clone());
+    let mut used: Vec<Range<u64>> = std::iter::once(scratch).chain(kernel_s).collect();
+    for area in state.areas.iter().filter(|area| descriptors.is_ring(area)) {
+        let Backing::Shared { object, offset } = area.backing else {
+            continue;
+        };
+        let mut taken = used.clone();
+        taken.push(area.range.clone());
+        let free = holes(&mut taken);
+        for hole in &free {
+            let arguments = [hole.start, hole.end - hole.start, 0, BLOCKED, u64::MAX, 0];
+            calls.call("mmap", libc::SYS_mmap, &arguments)?;
+        }
+        let len = area.range.end - area.range.start;
+        let fd = (descriptors.shared + object as i32) as u64;
+        let sharing = (libc::MAP_SHARED | libc::MAP_POPULATE) as u64;
+        let arguments = [0, len, area.protection as u64, sharing, fd, offset];
+        let at = calls.call("mmap", libc::SYS_mmap, &arguments)?;
+        if at != area.range.start {
+            return Err(EngineError::Failed(format!(
+                "the memory of an io_uring got the address {at:#x} instead of {:#x}",
+                area.range.start
+            )));
+        }
+        used.push(area.range.clone());
+        for hole in free {
+            unmap(calls, hole)?;
+        }
+    }
+    Ok(())
+}
+
+/// `MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE`.
+const BLOCKED: u64 =
+    (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE)
+        as u64;
+
+/// What lies between areas, from the lowest address that anybody may map on.
+fn holes(areas: &mut [Range<u64>]) -> Vec<Range<u64>> {
+    const LOWEST: u64 = 0x1_0000;
+    areas.sort_by_key(|area| area.start);
+    let starts = std::iter::once(LOWEST).chain(areas.iter().map(|area| area.end));
+    let ends = areas.iter().map(|area| area.start).chain([TASK_SIZE]);
+    let holes = starts.zip(ends).map(|(start, end)| start..end);
+    holes.filter(|hole| hole.start < hole.end).collect()
+}
+
+/// Maps every saved area at its address, empty, but for what [`map_rings`] has mapped.
 ///
 /// # Errors
 /// When a remote call fails.
@@ -123,9 +190,11 @@ pub fn map_areas(
     descriptors: &Descriptors<'_>,
     calls: &mut Calls<'_>,
 ) -> Result<(), EngineError> {
-    for area in &state.areas {
+    for area in state.areas.iter().filter(|area| !descriptors.is_ring(area)) {
         let (fd, offset) = match area.backing {
-            Backing::Vdso | Backing::Vvar(_) | Backing::Segment { .. } => continue,
+            Backing::Vdso | Backing::Vvar(_) | Backing::Segment { .. } | Backing::Aio(_) => {
+                continue;
+            }
             Backing::Anonymous { .. } => (-1, 0),
             Backing::File { file, offset } => {
                 let number = descriptors.files.get(file as usize);
@@ -192,6 +261,12 @@ pub fn map_areas(
                 libc::SYS_madvise,
                 &[area.range.start, len, *advice as u64],
             );
+        }
+    }
+    // The kernel chooses where it makes them: now nothing else can come to lie there.
+    for area in &state.areas {
+        if let Backing::Aio(ring) = &area.backing {
+            super::aio::restore(&area.range, ring, calls)?;
         }
     }
     Ok(())
@@ -280,6 +355,27 @@ fn finish_area(
         }
     }
     Ok(())
+}
+
+/// Has what the program maps from now on locked as well, where all that it has is locked (`mlockall(2)` with `MCL_FUTURE`):
+/// nobody tells whether it was so, but an area made later without that would not be locked.
+pub fn lock_what_comes(state: &State, calls: &mut Calls<'_>, notes: &mut Vec<String>) {
+    const MCL_ONFAULT: i32 = 4;
+    let program_s = |area: &&Area| !matches!(area.backing, Backing::Vdso | Backing::Vvar(_));
+    let mut locks = state.areas.iter().filter(program_s).map(|area| area.locked);
+    let Some(first) = locks.next().flatten() else {
+        return;
+    };
+    if !locks.clone().all(|lock| lock.is_some()) {
+        return;
+    }
+    let on_fault = first && locks.all(|lock| lock == Some(true));
+    let flags = libc::MCL_FUTURE | if on_fault { MCL_ONFAULT } else { 0 };
+    if let Err(error) = calls.call("mlockall", libc::SYS_mlockall, &[flags as u64]) {
+        notes.push(format!(
+            "memory that is still to come could not be locked: {error}"
+        ));
+    }
 }
 
 fn restore_kernel_s(

@@ -39,11 +39,10 @@ pub fn execute(
     let ready = file_policy::apply(&plan.files, &plan.tree.files, &loader)?;
     faults::pass("skeleton")?;
     progress.step(Step::Skeleton);
-    let outcome = start(image, &plan, &options, front, &ready, progress);
+    let outcome = start(image, &plan, &options, front, ready, progress);
     if outcome.is_err() {
         keeper::kill_descendants();
     }
-    ready.finish();
     outcome
 }
 
@@ -52,7 +51,7 @@ fn start(
     plan: &Plan,
     options: &Options,
     front: OwnedFd,
-    ready: &ReadyFiles,
+    ready: ReadyFiles,
     progress: &dyn Progress,
 ) -> Result<Job, EngineError> {
     let tree = &*plan.tree;
@@ -76,7 +75,7 @@ fn start(
         numbers: &numbers,
         board,
         ids: IdSource::new(plan.strategy, wanted.clone()),
-        ready,
+        ready: &ready,
         stdio: &stdio,
         inherited: &inherited,
         front: &front,
@@ -93,6 +92,8 @@ fn start(
     }
     drop((keeper_end, report, front));
     let mut notes = await_skeleton(File::from(reports), tree.processes.len())?;
+    // All is open, and the program, which may watch for changes, does not run yet.
+    ready.finish();
     faults::pass("revive")?;
     // In a thread of its own: what dies while it is let go stays its tracer's, and would never be its parent's to wait for, until
     // the tracing thread ends (`exit_ptrace`, `kernel/ptrace.c`).

@@ -6,6 +6,7 @@ use super::{executable, fill, thread_births};
 use crate::calls::Calls;
 use crate::clocks::Passed;
 use crate::descriptors::inherited::{self, Inherited};
+use crate::descriptors::{DescriptionId, Kind, io_uring};
 use crate::error::Context;
 use crate::ipc::{segments, semaphores, undo};
 use crate::keeper;
@@ -14,7 +15,9 @@ use crate::memory::{layout, vdso};
 use crate::model::{Process, Tree};
 use crate::progress::{Progress, Step};
 use crate::timed_calls::{self, Sleeping};
-use crate::{EngineError, attributes, credentials, faults, maps, signals, threads, timers, tree};
+use crate::{
+    EngineError, attributes, credentials, faults, maps, settings, signals, threads, timers, tree,
+};
 use stasis_image::{Image, ObjectId};
 use stasis_sys::{Pid, procfs};
 use stasis_tracee::{Born, Memory, Registers, Running, Stopped};
@@ -330,8 +333,10 @@ fn prepare<'a>(
     let descriptors = Descriptors {
         files: &numbers.files,
         shared: numbers.shared,
+        rings: rings(tree),
     };
     segments::attach(&saved.memory.areas, &tree.ipc.segments, &mut calls)?;
+    areas::map_rings(&saved.memory, &places, &descriptors, &mut calls)?;
     areas::map_areas(&saved.memory, &descriptors, &mut calls)?;
     Ok((
         Reviving {
@@ -342,6 +347,21 @@ fn prepare<'a>(
         },
         same_vdso,
     ))
+}
+
+/// The shared objects that are the memory of rings.
+fn rings(tree: &Tree) -> Vec<u32> {
+    let is_ring = |object: &crate::memory::shared::State| {
+        let description = object
+            .description
+            .and_then(|id| tree.descriptions.get(id.index()));
+        description.is_some_and(|description| matches!(description.kind, Kind::IoUring(_)))
+    };
+    let numbered = (0..).zip(&tree.shared);
+    numbered
+        .filter(|(_, object)| is_ring(object))
+        .map(|(n, _)| n)
+        .collect()
 }
 
 /// What goes on in a process before it has its threads.
@@ -373,6 +393,25 @@ impl Finishing<'_> {
         if !named && self.executable.is_some() {
             notes.push(other_executable(saved));
         }
+        let is_first = |id: DescriptionId| {
+            let holds = |p: &&Process| {
+                p.descriptors
+                    .descriptors
+                    .iter()
+                    .any(|d| d.description == id)
+            };
+            self.saved
+                .processes
+                .iter()
+                .find(holds)
+                .is_some_and(|p| p.pid == saved.pid)
+        };
+        io_uring::register(
+            &self.saved.descriptions,
+            &saved.descriptors,
+            is_first,
+            calls,
+        )?;
         calls.call(
             "close_range",
             libc::SYS_close_range,
@@ -442,6 +481,16 @@ fn with_threads<'a>(
         credentials::restore_remotely(&saved.credentials, &now, calls)?;
         signals::requeue_to_thread(&state.pending, saved.pid, state.virtual_tid, calls)?;
     }
+    for ((state, settings), calls) in saved
+        .threads
+        .iter()
+        .zip(&saved.settings.threads)
+        .zip(&mut all)
+    {
+        settings::restore_thread(settings, state.virtual_tid, calls, notes)?;
+    }
+    areas::lock_what_comes(&saved.memory, &mut all[0], notes);
+    settings::restore_process(&saved.settings, saved.pid, &mut all[0], notes);
     signals::requeue_shared(&saved.signals.pending, saved.pid, &mut all[0])?;
     attributes::restore_dumpable(&saved.attributes, &mut all[0])?;
     for (state, calls) in saved.threads.iter().zip(&mut all) {

@@ -353,6 +353,7 @@ impl Skeleton<'_> {
             .map(|p| p.descriptors.clone())
             .collect();
         descriptors::finish(place, &tables, &self.tree.descriptions, self.opened)?;
+        descriptors::locks::take_leases(&self.tree.leases, place, &tables)?;
         attributes::restore_here(&saved.attributes, self.path_map)?;
         let mut keep = self.keep.to_vec();
         keep.push(self.report.as_raw_fd());

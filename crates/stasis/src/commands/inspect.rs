@@ -236,6 +236,8 @@ fn kind(kind: &Kind) -> &'static str {
         Kind::Udp(_) => "UDP socket",
         Kind::Netlink(_) => "netlink socket",
         Kind::MessageQueue(_) => "message queue",
+        Kind::Inotify(_) => "watches on files",
+        Kind::IoUring(_) => "io_uring",
     }
 }
 
@@ -277,6 +279,7 @@ fn of_area(area: &Area, tree: &Tree) -> AreaSummary {
         Backing::Segment { id, offset, .. } => {
             format!("System V shared memory segment {id} +{offset:#x}")
         }
+        Backing::Aio(_) => "[aio]".into(),
     };
     AreaSummary {
         start: area.range.start,
