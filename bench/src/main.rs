@@ -1,6 +1,7 @@
 //! Measures Stasis beside the machine's own limits. See docs/benchmarks.md.
 
 mod checkpoints;
+mod descriptors;
 mod increments;
 mod limits;
 mod overhead;
@@ -63,6 +64,7 @@ struct Report {
     overhead: Vec<overhead::Overhead>,
     memory: Vec<Measured>,
     small: Vec<Measured>,
+    descriptors: Vec<Measured>,
     increments: Vec<increments::Increments>,
     others: Vec<rivals::Rival>,
 }
@@ -171,6 +173,7 @@ fn bench(cli: &Cli) -> Result<(), String> {
         overhead,
         memory: run(memory_cases(&stasis, bytes, cli.quick)?),
         small: run(small_cases(&stasis, cli.quick)?),
+        descriptors: run(descriptors::cases(&stasis, cli.quick)?),
         increments: if wanted("increments") {
             tell("increments");
             increments::measure(&stasis, bytes, INCREMENTS)?
@@ -369,6 +372,9 @@ fn print(report: &Report, bytes: usize) {
     }
     if !report.small.is_empty() {
         checkpoints::print("Small programs, threads, processes", &report.small);
+    }
+    if !report.descriptors.is_empty() {
+        descriptors::print(&report.descriptors);
     }
     if !report.increments.is_empty() {
         increments::print(&size, INCREMENTS, &report.increments);

@@ -5,7 +5,14 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 use memmap2::{Advice, MmapMut};
-use std::io;
+use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::pipe::pipe;
+use rustix::process::{Resource, getrlimit, setrlimit};
+use std::fs::File;
+use std::io::{self, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,6 +37,17 @@ pub enum PageKind {
     Small,
     /// Transparent huge pages, by madvise(2).
     Huge,
+}
+
+/// What descriptors are open on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Held {
+    /// As many files, every tenth for writing.
+    Files,
+    /// TCP connections over the loopback interface, both ends of each, with something in them.
+    Connections,
+    /// What an epoll set watches: pipes, eventfds, Unix sockets.
+    Watched,
 }
 
 /// A program to be measured.
@@ -90,6 +108,20 @@ enum Kind {
     },
     /// One of those children.
     Child,
+    /// Holds descriptors.
+    Holding {
+        #[arg(long)]
+        count: usize,
+        #[arg(long)]
+        what: Held,
+    },
+    /// Has children that hold descriptors each: pipes, sockets, files.
+    Family {
+        #[arg(long)]
+        count: usize,
+        #[arg(long)]
+        each: usize,
+    },
     /// Multiplies.
     Cpu,
     /// Allocates and frees in several threads.
@@ -144,6 +176,27 @@ pub fn run(workload: &Workload) -> io::Result<()> {
         Kind::Child => loop {
             std::thread::sleep(Duration::from_secs(1));
         },
+        Kind::Holding { count, what } => {
+            raise_limit();
+            let _held = match what {
+                Held::Files => files(directory, count)?,
+                Held::Connections => connections(count)?,
+                Held::Watched => watched(count)?,
+            };
+            tick(directory, &[])
+        }
+        Kind::Family { count, each } => {
+            for _ in 1..count {
+                if let stasis_sys::process::Fork::Child = stasis_sys::process::fork()? {
+                    let _held = mixed(each)?;
+                    loop {
+                        std::thread::sleep(Duration::from_secs(1));
+                    }
+                }
+            }
+            let _held = mixed(each)?;
+            tick(directory, &[])
+        }
         Kind::Cpu => timed(directory, cpu),
         Kind::Malloc => timed(directory, malloc),
         Kind::Calls => timed(directory, calls),
@@ -356,6 +409,87 @@ fn threads(directory: &Path, count: usize, busy: bool) -> io::Result<()> {
     }
     all.wait();
     Ok(())
+}
+
+/// As many descriptors as the system lets this user have.
+fn raise_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // What is short of it shows when they are opened.
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
+fn files(directory: &Path, count: usize) -> io::Result<Vec<OwnedFd>> {
+    let place = directory.join("held");
+    std::fs::create_dir_all(&place)?;
+    let open = |n: usize| {
+        let path = place.join(n.to_string());
+        std::fs::write(&path, "a few bytes of content\n")?;
+        let file = File::options()
+            .read(true)
+            .write(n.is_multiple_of(10))
+            .open(&path)?;
+        Ok(file.into())
+    };
+    (0..count).map(open).collect()
+}
+
+fn connections(count: usize) -> io::Result<Vec<OwnedFd>> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    let mut held = Vec::new();
+    for _ in 0..count {
+        let mut one = TcpStream::connect(address)?;
+        let mut other = listener.accept()?.0;
+        one.write_all(b"asked")?;
+        other.write_all(b"answered")?;
+        held.extend([OwnedFd::from(one), other.into()]);
+    }
+    held.push(listener.into());
+    Ok(held)
+}
+
+fn watched(count: usize) -> io::Result<Vec<OwnedFd>> {
+    let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let mut held = Vec::new();
+    for n in 0..count {
+        match n % 3 {
+            0 => held.push(eventfd(0, EventfdFlags::CLOEXEC)?),
+            1 => held.extend(
+                [pipe()?]
+                    .map(|(reader, writer)| [writer, reader])
+                    .into_iter()
+                    .flatten(),
+            ),
+            _ => {
+                let (one, other) = UnixStream::pair()?;
+                held.extend([OwnedFd::from(one), other.into()]);
+            }
+        }
+        if let Some(last) = held.last() {
+            epoll::add(
+                &set,
+                last,
+                epoll::EventData::new_u64(n as u64),
+                epoll::EventFlags::IN,
+            )?;
+        }
+    }
+    held.push(set);
+    Ok(held)
+}
+
+/// Pipes, connected sockets and files, as programs have them.
+fn mixed(count: usize) -> io::Result<Vec<OwnedFd>> {
+    let mut held: Vec<OwnedFd> = Vec::new();
+    while held.len() < count {
+        let (reader, writer) = pipe()?;
+        let (one, other) = UnixStream::pair()?;
+        let null = File::open("/dev/null")?;
+        held.extend([reader, writer, one.into(), other.into(), null.into()]);
+    }
+    held.truncate(count);
+    Ok(held)
 }
 
 /// Does the work once and writes down how long it took, in nanoseconds.

@@ -1,5 +1,6 @@
 /* Areas of memory of every kind. */
 #include "check.h"
+#include <semaphore.h>
 #include <alloca.h>
 #include <sys/time.h>
 
@@ -208,6 +209,55 @@ static void deleted_file(void) {
     while (__atomic_load_n((uint64_t *)shared, __ATOMIC_SEQ_CST) != 6) sleep_ms(2);
     int status;
     CHECK(waitpid(child, &status, 0) == child && status == 0);
+}
+
+static sem_t *semaphore(char which, const char *id, int flags) {
+    char name[64];
+    snprintf(name, sizeof name, "/stasis-test-%c-%s", which, id);
+    sem_t *all = sem_open(name, flags, 0600, 2);
+    CHECK(all != SEM_FAILED);
+    return all;
+}
+
+/* The C library makes a named semaphore under another name first: who has made it shows that one, who has opened it its own. */
+static void named_semaphores(void) {
+    char id[32];
+    snprintf(id, sizeof id, "%d", getpid());
+    sem_t *ask = semaphore('a', id, O_CREAT | O_EXCL), *answer = semaphore('b', id, O_CREAT | O_EXCL);
+    for (int i = 0; i < 2; i++) CHECK_EQ(sem_wait(ask) | sem_wait(answer), 0);
+    pid_t child = fork();
+    if (child == 0) {
+        execl("/proc/self/exe", "memory", "semaphores_of", id, NULL);
+        _exit(97);
+    }
+    CHECK_EQ(sem_wait(answer), 0);
+    for (int i = 0; i < 5; i++) CHECK_EQ(sem_post(answer), 0);
+    ready_and_wait();
+    int value = 0;
+    CHECK_EQ(sem_getvalue(answer, &value), 0);
+    CHECK_EQ(value, 5);
+    for (int i = 0; i < 6; i++) {
+        CHECK_EQ(sem_post(ask), 0);
+        CHECK_EQ(sem_wait(answer), 0);
+    }
+    int status = -1;
+    CHECK_EQ(waitpid(child, &status, 0), child);
+    CHECK_EQ(status, 0);
+    for (const char *which = "ab"; *which; which++) {
+        char name[64];
+        snprintf(name, sizeof name, "/stasis-test-%c-%s", *which, id);
+        CHECK_EQ(sem_unlink(name), 0);
+    }
+}
+
+static int semaphores_of(const char *id) {
+    sem_t *ask = semaphore('a', id, 0), *answer = semaphore('b', id, 0);
+    CHECK_EQ(sem_post(answer), 0);
+    for (int i = 0; i < 6; i++) {
+        CHECK_EQ(sem_wait(ask), 0);
+        if (i > 0) CHECK_EQ(sem_post(answer), 0);
+    }
+    return 0;
 }
 
 static void heap_growth(void) {
@@ -508,8 +558,10 @@ static const struct check_case cases[] = {
     {"zeros", zeros},               {"many_areas", many_areas},
     {"vdso", vdso},                 {"grows_down", grows_down},
     {"huge_pages", huge_pages},     {"copy_on_write", copy_on_write},
+    {"named_semaphores", named_semaphores},
 };
 
 int main(int argc, char **argv) {
+    if (argc == 3 && strcmp(argv[1], "semaphores_of") == 0) return semaphores_of(argv[2]);
     return RUN_CASE(cases, argc, argv);
 }

@@ -51,7 +51,8 @@ static void pair(void) {
     CHECK(fcntl(second.master, F_SETFL, O_NONBLOCK) == 0);
     struct winsize window = {.ws_row = 33, .ws_col = 121}, now;
     CHECK(ioctl(first.master, TIOCSWINSZ, &window) == 0);
-    struct termios raw, cooked;
+    /* Compared as bytes, the gaps too. */
+    struct termios raw = {0}, cooked = {0};
     CHECK(tcgetattr(other, &raw) == 0);
     cfmakeraw(&raw);
     raw.c_cc[VMIN] = 3;
@@ -79,7 +80,7 @@ static void pair(void) {
     CHECK(by_name.st_ino == by_descriptor.st_ino && by_name.st_dev == by_descriptor.st_dev);
     CHECK_EQ(by_name.st_mode & 0777, 0600);
     CHECK(ioctl(slave, TIOCGWINSZ, &now) == 0 && now.ws_row == 33 && now.ws_col == 121);
-    struct termios is;
+    struct termios is = {0};
     CHECK(tcgetattr(other, &is) == 0 && memcmp(&is, &raw, sizeof is) == 0);
     CHECK(tcgetattr(slave, &is) == 0 && memcmp(&is, &cooked, sizeof is) == 0);
     expect_read(slave, "one\n");

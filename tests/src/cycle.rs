@@ -2,8 +2,10 @@
 //! those of an undisturbed run.
 
 use crate::random::Random;
-use crate::running::{Finished, Running};
+use crate::running::{Exit, Finished, Running};
 use crate::sandbox::Sandbox;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -25,6 +27,8 @@ pub struct Program {
     pub argv: Vec<String>,
     /// Files put into its working directory: name and contents.
     pub files: Vec<(String, Vec<u8>)>,
+    /// Which of them can be executed.
+    pub executables: Vec<String>,
     /// Environment.
     pub env: Vec<(String, String)>,
     /// Files in its working directory that must be the same in the end.
@@ -40,6 +44,7 @@ impl Program {
         Program {
             argv: argv.into_iter().map(Into::into).collect(),
             files: Vec::new(),
+            executables: Vec::new(),
             env: Vec::new(),
             results: Vec::new(),
             compare: Compare::Output,
@@ -51,6 +56,13 @@ impl Program {
     pub fn file(mut self, name: &str, contents: impl Into<Vec<u8>>) -> Program {
         self.files.push((name.into(), contents.into()));
         self
+    }
+
+    /// With a file in its directory that can be executed.
+    #[must_use]
+    pub fn executable(mut self, name: &str, contents: impl Into<Vec<u8>>) -> Program {
+        self.executables.push(name.into());
+        self.file(name, contents)
     }
 
     /// With a variable in its environment.
@@ -77,7 +89,10 @@ impl Program {
     fn prepare(&self, sandbox: &mut Sandbox) {
         sandbox.env.extend(self.env.iter().cloned());
         for (name, contents) in &self.files {
-            sandbox.write(name, contents);
+            let path = sandbox.write(name, contents);
+            if self.executables.contains(name) {
+                std::fs::set_permissions(path, Permissions::from_mode(0o755)).expect("one's own");
+            }
         }
     }
 
@@ -112,7 +127,7 @@ impl Program {
             let mut sandbox = make();
             self.prepare(&mut sandbox);
             let scale = whole / (1 << attempt);
-            match self.interrupted(&sandbox, &mut random, scale) {
+            match self.interrupted(&sandbox, &mut random, scale, &reference) {
                 Some(end) => {
                     self.same(&reference, &end);
                     for (name, (now, then)) in self
@@ -150,6 +165,7 @@ impl Program {
         sandbox: &Sandbox,
         random: &mut Random,
         whole: Duration,
+        reference: &Finished,
     ) -> Option<Finished> {
         let mut job = sandbox.run(&self.argv);
         listed_unless_done(&mut job)?;
@@ -159,13 +175,13 @@ impl Program {
             images.push(checkpoint_unless_done(sandbox, &mut job)?);
         }
         std::thread::sleep(random.part(whole, 0.0, 0.1));
-        job.kill_all();
+        killed(sandbox, job, reference)?;
         let mut job = sandbox.restart(images.last()?);
         listed_unless_done(&mut job)?;
         std::thread::sleep(random.part(whole, 0.0, 0.15));
         images.push(checkpoint_unless_done(sandbox, &mut job)?);
         std::thread::sleep(random.part(whole, 0.0, 0.1));
-        job.kill_all();
+        killed(sandbox, job, reference)?;
         Some(sandbox.restart(images.last()?).finish())
     }
 
@@ -195,6 +211,15 @@ fn listed_unless_done(job: &mut Running<'_>) -> Option<()> {
         );
     }
     listed.then_some(())
+}
+
+/// Kills a job; `None` when it was through before, and may have removed what its checkpoint needs.
+fn killed(sandbox: &Sandbox, job: Running<'_>, reference: &Finished) -> Option<()> {
+    let end = job.kill_all();
+    sandbox.note(format!("killed: {end:?}"));
+    let last = reference.stdout.lines().last();
+    let all_said = last.is_some() && end.stdout.lines().last() == last;
+    (end.exit == Exit::Signal(9) && !all_said).then_some(())
 }
 
 /// What a checkpoint says when the job ended before it.

@@ -64,6 +64,40 @@ fn a_low_limit_of_descriptors() {
     assert!(!end.success() && end.stderr.contains("ulimit"), "{end:?}");
 }
 
+/// Many descriptors under a limit that leaves room for them twice.
+#[test]
+fn many_under_a_limit() {
+    need!("python3");
+    const PROGRAM: &str = "import os, time\n\
+        fds = [os.open(f'many{n}', os.O_RDWR | os.O_CREAT) for n in range(400)]\n\
+        for fd in fds: os.write(fd, b'%d' % fd)\n\
+        print('ready', flush=True)\n\
+        while not os.path.exists('go'): time.sleep(0.005)\n\
+        for fd in fds: assert os.pread(fd, 9, 0) == b'%d' % fd and os.lseek(fd, 0, 1) == len(str(fd))\n\
+        print('ok')\n";
+    let sandbox = Sandbox::new();
+    let limited = |words: &str| format!("ulimit -n 1300 && exec {words}");
+    sandbox.write("program.py", PROGRAM);
+    let line = limited("/usr/bin/python3 program.py");
+    let mut job = sandbox.run(&["sh", "-c", &line]);
+    job.wait_line("ready");
+    let image = job.checkpoint();
+    job.kill_all();
+    let restart = |image: &std::path::Path| {
+        let mut command = sandbox.command("sh");
+        command.args(["-c", &limited("stasis restart --keep 99 \"$0\"")]);
+        command.arg(image);
+        sandbox.start(command)
+    };
+    let mut job = restart(&image);
+    job.wait_listed();
+    let image = job.checkpoint();
+    job.kill_all();
+    sandbox.write("go", "");
+    let end = restart(&image).finish();
+    assert!(end.success() && end.stdout == "ok\n", "{end:?}");
+}
+
 /// What has happened to watched files, and has not been read, cannot be read without being taken away.
 #[test]
 fn an_unread_watch() {

@@ -36,7 +36,7 @@ macro_rules! cases {
 
 cases! {
     anonymous private_file beyond_end shared_anonymous shared_file memfd_mapped deleted_file heap_growth stack_growth
-    protections advice many_areas vdso grows_down huge_pages copy_on_write
+    protections advice many_areas vdso grows_down huge_pages copy_on_write named_semaphores
 }
 
 /// 64 GiB reserved, 100 pages touched: only those are stored, and only those exist after the restart.

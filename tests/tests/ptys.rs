@@ -173,3 +173,136 @@ fn tmux() {
         job.kill_all();
     }
 }
+
+/// An editor in one of three panes, with changes that are not written yet.
+#[test]
+fn tmux_with_an_editor() {
+    need!("tmux");
+    need!("vim.tiny");
+    let mut sandbox = Sandbox::new();
+    let shell = ("SHELL".to_owned(), "/bin/sh".to_owned());
+    sandbox.env.push(shell);
+    sandbox.write("text", "the first line\nthe last line\n");
+    let tmux = Tmux {
+        sandbox: &sandbox,
+        socket: sandbox.work().join("tmux"),
+    };
+    let mut start = vec!["tmux"];
+    start.extend(tmux.arguments(&[
+        "new-session",
+        "-d",
+        "-x",
+        "100",
+        "-y",
+        "30",
+        "vim.tiny -N -u NONE text",
+    ]));
+    let mut job = sandbox.run(&start);
+    job.wait_listed();
+    wait_until("the session", || {
+        tmux.try_to(&["has-session", "-t", "0"]).success()
+    });
+    tmux.ask(&["split-window", "-d", "-t", "0", "sh"]);
+    tmux.ask(&[
+        "split-window",
+        "-d",
+        "-h",
+        "-t",
+        "0",
+        "while :; do date +%N; done",
+    ]);
+    tmux.wait_for("0.0", "the last line");
+    tmux.ask(&["send-keys", "-t", "0.0", "o", "a new line", "Escape"]);
+    tmux.wait_for("0.0", "a new line");
+    // Whatever the editor has still to say of the keys has been said when it has answered one more question.
+    tmux.ask(&["send-keys", "-t", "0.0", ":f", "Enter"]);
+    tmux.wait_for("0.0", "[Modified]");
+    let mut image = job.checkpoint();
+    let before = tmux.screen("0.0");
+    tmux.ask(&["send-keys", "-t", "0.0", ":q!", "Enter"]);
+    job.kill_all();
+    for round in 1..=2 {
+        let mut job = sandbox.restart(&image);
+        job.wait_listed();
+        assert_eq!(tmux.screen("0.0"), before);
+        image = job.checkpoint();
+        let name = format!("written{round}");
+        let keys = [
+            "send-keys",
+            "-t",
+            "0.0",
+            "Go",
+            "and one more",
+            "Escape",
+            "uu",
+        ];
+        tmux.ask(&keys);
+        tmux.ask(&["send-keys", "-t", "0.0", &format!(":w {name}"), "Enter"]);
+        wait_until("the file", || {
+            sandbox.read(&name) == b"the first line\nthe last line\n"
+        });
+        tmux.ask(&[
+            "send-keys",
+            "-t",
+            "0.0",
+            ":redo",
+            "Enter",
+            &format!(":w! {name}"),
+            "Enter",
+        ]);
+        let expected = b"the first line\na new line\nthe last line\n";
+        wait_until("the file again", || sandbox.read(&name) == expected);
+        job.kill_all();
+    }
+}
+
+/// screen(1): a server with two windows, told from outside what to do.
+#[test]
+fn screen() {
+    need!("screen");
+    let mut sandbox = Sandbox::new();
+    let sockets = sandbox.work().join("sockets");
+    let shell = ("SHELL".to_owned(), "/bin/sh".to_owned());
+    let directory = ("SCREENDIR".to_owned(), sockets.display().to_string());
+    sandbox.env.extend([shell, directory]);
+    let made = sandbox.plain(&["mkdir", "-m", "700", "sockets"]);
+    made.expect_success("a directory");
+    sandbox.write("screenrc", "defscrollback 100\n");
+    let tell = |words: &[&str]| {
+        let mut all = vec!["screen", "-S", "kept"];
+        all.extend(words);
+        sandbox.plain(&all)
+    };
+    let ask = |window: &str, words: &[&str]| {
+        let mut all = vec!["-p", window, "-X"];
+        all.extend(words);
+        tell(&all).expect_success("telling screen");
+    };
+    let shown = |window: &str, text: &str| {
+        wait_until(text, || {
+            ask(window, &["hardcopy", "copy"]);
+            String::from_utf8_lossy(&sandbox.read("copy")).contains(text)
+        });
+    };
+    let mut job = sandbox.run(&["screen", "-c", "screenrc", "-D", "-m", "-S", "kept", "sh"]);
+    job.wait_listed();
+    wait_until("the first window", || tell(&["-Q", "windows"]).success());
+    ask("0", &["screen", "-t", "second", "sh"]);
+    ask("0", &["stuff", "word=kept; echo one \\$word\n"]);
+    ask("1", &["stuff", "word=also; echo two \\$word\n"]);
+    shown("0", "\none kept");
+    shown("1", "\ntwo also");
+    let mut image = job.checkpoint();
+    ask("0", &["stuff", "word=lost\n"]);
+    job.kill_all();
+    for _ in 0..2 {
+        let mut job = sandbox.restart(&image);
+        job.wait_listed();
+        image = job.checkpoint();
+        ask("0", &["stuff", "echo three \\$word; tty\n"]);
+        ask("1", &["stuff", "echo four \\$word; tty\n"]);
+        shown("0", "\nthree kept\n/dev/pts/");
+        shown("1", "\nfour also\n/dev/pts/");
+        job.kill_all();
+    }
+}

@@ -5,17 +5,17 @@
 //! group of n is sorted in n log n calls.
 
 use super::fdinfo::FdInfo;
+use super::handles::{Hold, duplicate};
 use super::{
     CaptureContext, Captured, Description, DescriptionId, Descriptor, Kind, Outside, ProcessView,
     Table, devices, directories, epoll, eventfd, fifos, files, inet, inherited, inotify, io_uring,
-    locks, memfd, mqueues, netlink, owner, pidfd, pipes, ptys, signalfd, stdio, tcp, timerfd, ttys,
-    udp, unix_sockets, unsupported,
+    locks, memfd, mqueues, netlink, owner, parallel, pidfd, pipes, ptys, signalfd, stdio, tcp,
+    timerfd, ttys, udp, unix_sockets, unsupported,
 };
 use crate::error::Context;
 use crate::{EngineError, Refusal};
 use rustix::fs::FileType;
 use rustix::io::Errno;
-use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 use stasis_sys::{Pid, kcmp};
 use std::cell::{OnceCell, RefCell};
 use std::cmp::Ordering;
@@ -132,27 +132,12 @@ impl std::fmt::Display for Found<'_> {
     }
 }
 
-/// A duplicate of a descriptor of another process.
-pub(super) fn duplicate(process: &ProcessView, fd: RawFd) -> rustix::io::Result<OwnedFd> {
-    let pid = rustix::process::Pid::from_raw(process.pid.0).ok_or(Errno::SRCH)?;
-    let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
-        // The process goes by the id of a living thread, its first one having ended.
-        Err(Errno::NOENT | Errno::INVAL) => {
-            rustix::process::pidfd_open(pid, PidfdFlags::from_bits_retain(PIDFD_THREAD))
-        }
-        opened => opened,
-    };
-    rustix::process::pidfd_getfd(pidfd?, fd, PidfdGetfdFlags::empty())
-}
-
-/// `PIDFD_THREAD` (Linux 6.9 and newer).
-const PIDFD_THREAD: u32 = 0o200;
-
 /// Captures all descriptors of the tree.
 ///
 /// # Errors
 /// [`EngineError::Refused`] with everything that cannot be saved.
 pub fn capture(ctx: &CaptureContext) -> Result<Captured, EngineError> {
+    let _hold = Hold::begin();
     let carrier = unix_sockets::carrier(ctx);
     let mut all = All::describe(ctx, &carrier)?;
     let mut captured = Captured::default();
@@ -179,11 +164,12 @@ pub fn capture(ctx: &CaptureContext) -> Result<Captured, EngineError> {
     }
     match (refused.is_empty(), passing.is_empty()) {
         (true, true) => Ok(captured),
-        (true, false) => Err(EngineError::Passing(passing)),
-        (false, _) => {
+        // Where nobody can look there may be descriptors on their way: others are not outside the job because of that.
+        (_, false) => {
             refused.append(&mut passing);
-            Err(EngineError::Refused(refused))
+            Err(EngineError::Passing(refused))
         }
+        (false, true) => Err(EngineError::Refused(refused)),
     }
 }
 
@@ -360,11 +346,12 @@ fn classify(whole: &Survey, index: usize) -> Result<Kind, Obstacle> {
 }
 
 fn socket(whole: &Survey, found: &Found) -> Result<Kind, Obstacle> {
-    if let Some(state) = unix_sockets::capture(whole, found)? {
-        return Ok(Kind::UnixSocket(state));
-    }
+    // Known by the look at all of them: the others would need a duplicate to say no.
     if let Some(state) = tcp::capture(whole, found)? {
         return Ok(Kind::Tcp(state));
+    }
+    if let Some(state) = unix_sockets::capture(whole, found)? {
+        return Ok(Kind::UnixSocket(state));
     }
     if let Some(state) = udp::capture(whole, found)? {
         return Ok(Kind::Udp(state));
@@ -420,9 +407,19 @@ impl<'a> Sighted<'a> {
         process: &'a ProcessView,
         fd: RawFd,
     ) -> Result<Option<(usize, bool)>, EngineError> {
-        let Some((key, found)) = look(process, fd)? else {
-            return Ok(None);
-        };
+        match look(process, fd)? {
+            Some((key, found)) => self.sort(process, fd, key, found),
+            None => Ok(None),
+        }
+    }
+
+    fn sort(
+        &mut self,
+        process: &'a ProcessView,
+        fd: RawFd,
+        key: Key,
+        found: Found<'a>,
+    ) -> Result<Option<(usize, bool)>, EngineError> {
         let close_on_exec = found.info.close_on_exec;
         let group = self.groups.entry(key).or_default();
         let index = match search(group, &self.founds, (process.pid, fd))? {
@@ -440,21 +437,31 @@ impl<'a> Sighted<'a> {
 
 /// Finds all descriptions that processes hold, and who holds them.
 fn survey<'a>(ctx: &CaptureContext<'a>) -> Result<Sighted<'a>, EngineError> {
-    let mut sighted = Sighted::default();
+    let mut places = Vec::new();
     for (place, process) in ctx.processes.iter().enumerate() {
-        let mut table = Table::default();
-        for fd in numbers(process.pid)? {
-            let Some((index, close_on_exec)) = sighted.add(process, fd)? else {
-                continue;
-            };
-            sighted.founds[index].holders.push((place, fd));
-            table.descriptors.push(Descriptor {
-                fd,
-                description: DescriptionId(index as u32),
-                close_on_exec,
-            });
-        }
-        sighted.tables.push(table);
+        let numbers = numbers(process.pid)?;
+        places.extend(numbers.into_iter().map(|fd| (place, process, fd)));
+    }
+    let looks = parallel::map(&places, |part| {
+        let looks = part.iter().map(|(_, process, fd)| look(process, *fd));
+        looks.collect()
+    });
+    let mut sighted = Sighted::default();
+    let tables = ctx.processes.iter().map(|_| Table::default());
+    sighted.tables = tables.collect();
+    for ((place, process, fd), look) in places.into_iter().zip(looks) {
+        let Some((key, found)) = look? else {
+            continue;
+        };
+        let Some((index, close_on_exec)) = sighted.sort(process, fd, key, found)? else {
+            continue;
+        };
+        sighted.founds[index].holders.push((place, fd));
+        sighted.tables[place].descriptors.push(Descriptor {
+            fd,
+            description: DescriptionId(index as u32),
+            close_on_exec,
+        });
     }
     Ok(sighted)
 }

@@ -9,14 +9,15 @@
 //! few. A one-shot entry that has fired is made to fire once more in an otherwise empty set, so that it is as spent as
 //! before; one that cannot be made to fire reports errors and hang-ups only.
 //!
-//! Facts: fdinfo lists entries by number; `KCMP_EPOLL_TFD` tells what an entry watches. An entry belongs to a number and
+//! Facts: fdinfo lists entries by number; `KCMP_EPOLL_TFD` tells what an entry watches, for which it goes through the entries one
+//! by one; of a socket, device and inode tell as much. An entry belongs to a number and
 //! a description, and goes when the description does, not when the number is closed: it can be made in a process that
 //! exists for this only and gives the description that number for a moment. An entry on a signalfd hears of the signals of
 //! the process that added it. A fired one-shot shows no events but `EPOLLONESHOT` and its like. Looking at a set with
 //! poll(2) takes nothing out of it (`fs/eventpoll.c`).
 
 use super::capture::Survey;
-use super::{Description, DescriptionId, Found, Kind, Obstacle, Opened, set_status};
+use super::{Description, DescriptionId, Found, Kind, Obstacle, Opened, inet, set_status};
 use crate::EngineError;
 use crate::conformance::Claim;
 use crate::error::Context;
@@ -97,6 +98,7 @@ struct Line {
     events: u32,
     data: u64,
     inode: Option<u64>,
+    device: Option<u64>,
 }
 
 /// Parses what follows `tfd:`: `5 events: 19 data: 5 pos:0 ino:61af sdev:7`.
@@ -112,6 +114,11 @@ fn parse(text: &str) -> Option<Line> {
         events: u32::from_str_radix(after("events")?, 16).ok()?,
         data: u64::from_str_radix(after("data")?, 16).ok()?,
         inode: after("ino").and_then(|n| u64::from_str_radix(n, 16).ok()),
+        device: after("sdev").and_then(|n| {
+            let number = u32::from_str_radix(n, 16).ok()?;
+            // As the kernel has it: `MKDEV` of `linux/kdev_t.h`.
+            Some(rustix::fs::makedev(number >> 20, number & 0xf_ffff))
+        }),
     })
 }
 
@@ -131,7 +138,7 @@ pub(super) fn capture(whole: &Survey, found: &Found) -> Result<State, Obstacle> 
             target: line.fd,
             occurrence,
         };
-        let target = target(whole, found, entry, line.inode)?.ok_or_else(|| {
+        let target = target(whole, found, entry, &line)?.ok_or_else(|| {
             found.refuse(
                 format!(
                     "watches what was descriptor {} and is not held by any process of the job",
@@ -167,10 +174,17 @@ fn target(
     whole: &Survey,
     set: &Found,
     entry: EpollEntry,
-    inode: Option<u64>,
+    line: &Line,
 ) -> Result<Option<DescriptionId>, EngineError> {
     let is_it = |id: DescriptionId| -> Result<bool, EngineError> {
         let candidate = &whole.founds[id.index()];
+        // A socket is one description, whoever holds it; and kcmp(2) looks through the whole set each time.
+        if inet::is_socket(candidate)
+            && (line.device, line.inode)
+                == (Some(candidate.stat.st_dev), Some(candidate.stat.st_ino))
+        {
+            return Ok(true);
+        }
         match kcmp::epoll_target(candidate.process.pid, candidate.fd, entry) {
             Ok(order) => Ok(order == Ordering::Equal),
             // A running process has closed one of them.
@@ -187,7 +201,9 @@ fn target(
     }
     for (index, candidate) in whole.founds.iter().enumerate() {
         let id = DescriptionId(index as u32);
-        let possible = inode.is_none_or(|inode| candidate.stat.st_ino == inode);
+        let possible = line
+            .inode
+            .is_none_or(|inode| candidate.stat.st_ino == inode);
         if possible && Some(id) != likely && is_it(id)? {
             return Ok(Some(id));
         }
@@ -378,7 +394,8 @@ mod tests {
                 fd: 5,
                 events: 0x8000_0019,
                 data: 0xffff_ffff_0000_0005,
-                inode: Some(0x61af)
+                inode: Some(0x61af),
+                device: Some(7)
             })
         );
         assert_eq!(parse("x"), None);

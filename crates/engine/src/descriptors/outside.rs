@@ -60,7 +60,7 @@ impl Outside {
                 virtual_pid: pid,
                 name: String::new(),
             };
-            let duplicate = super::capture::duplicate(&process, fd).context(what)?;
+            let duplicate = super::handles::duplicate(&process, fd).context(what)?;
             Outside::held(duplicate, info.flags).context(what)
         }
     }

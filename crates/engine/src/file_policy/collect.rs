@@ -13,7 +13,10 @@
 
 use super::elf::build_id;
 use super::fingerprint::{Fingerprint, Sampling};
-use super::paths::{Location, PathBytes, is_local, locate, maps_differ, refusal};
+use super::paths::{
+    Location, Neighbours, PathBytes, as_path, is_local, locate, maps_differ, refusal,
+    without_deleted,
+};
 use super::plan::allowed;
 use super::record::{Evidence, FileId, FileIndex, FileRecord, Presence, Seen, Timestamp, Uses};
 use crate::contents::ContentSink;
@@ -81,6 +84,7 @@ struct Gathered {
     entries: Vec<Entry>,
     by_id: HashMap<FileId, FileIndex>,
     previous: HashMap<FileId, FileRecord>,
+    neighbours: Neighbours,
 }
 
 impl Collector {
@@ -181,7 +185,15 @@ impl Collector {
             inode: mapping.inode,
         };
         let mut gathered = self.gathered();
-        for path in candidates(mapping.path) {
+        let mut paths = candidates(mapping.path);
+        // glibc makes a semaphore under a name that it takes away at once, having given it another one (sem_open(3)): what has
+        // mapped it then shows a name that is gone, and the processes that open it show the other one.
+        if mapping.shared_writable && !gathered.by_id.contains_key(&named) {
+            let was = without_deleted(mapping.path).map(as_path);
+            let other = was.and_then(|was| gathered.neighbours.other_name(&was, named));
+            paths.extend(other.map(Path::to_owned));
+        }
+        for path in paths {
             let Ok(stat) = statat(CWD, &path, AtFlags::SYMLINK_NOFOLLOW) else {
                 continue;
             };

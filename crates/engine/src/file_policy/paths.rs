@@ -4,6 +4,7 @@ use super::record::{FileId, Seen};
 use crate::Refusal;
 use rustix::fs::{AtFlags, CWD, FileType, Stat, StatFs, statat};
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -99,6 +100,16 @@ impl PathMap {
 
 const DELETED: &[u8] = b" (deleted)";
 
+/// What stands before ` (deleted)`.
+pub(crate) fn without_deleted(text: &[u8]) -> Option<&[u8]> {
+    text.strip_suffix(DELETED)
+}
+
+/// As a path of the standard library.
+pub(crate) fn as_path(bytes: &[u8]) -> PathBuf {
+    PathBuf::from(OsString::from_vec(bytes.to_vec()))
+}
+
 /// Where a file is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Location {
@@ -125,8 +136,7 @@ pub(crate) fn locate(stat: &Stat, link: Option<&[u8]>) -> Location {
         return Location::TooLong;
     };
     let seen = Seen::from(stat);
-    let as_path = |bytes: &[u8]| PathBuf::from(OsString::from_vec(bytes.to_vec()));
-    let stripped = link.strip_suffix(DELETED).unwrap_or(link);
+    let stripped = without_deleted(link).unwrap_or(link);
     let was = as_path(stripped);
     if seen.links == 0 {
         return Location::Unlinked(was);
@@ -166,6 +176,37 @@ fn other_name_beside(path: &Path, id: FileId) -> Option<PathBuf> {
         .filter(|entry| entry.ino() == id.inode)
         .map(|entry| entry.path())
         .find(|path| identity(path) == Some(id))
+}
+
+/// The files in directories, by inode: for mappings, whose names may be gone while others beside them are there.
+#[derive(Debug, Default)]
+pub(crate) struct Neighbours {
+    directories: HashMap<PathBuf, HashMap<u64, Vec<PathBuf>>>,
+}
+
+impl Neighbours {
+    /// Another name of a file in the directory of `path`. Each directory is read once.
+    pub fn other_name(&mut self, path: &Path, id: FileId) -> Option<&Path> {
+        let directory = path.parent()?;
+        let found = match self.directories.contains_key(directory) {
+            true => self.directories.get(directory)?,
+            false => (self.directories)
+                .entry(directory.to_owned())
+                .or_insert(files_by_inode(directory)),
+        };
+        let mut names = found.get(&id.inode)?.iter().map(PathBuf::as_path);
+        names.find(|path| identity(path) == Some(id))
+    }
+}
+
+fn files_by_inode(directory: &Path) -> HashMap<u64, Vec<PathBuf>> {
+    use std::os::unix::fs::DirEntryExt;
+    let mut found: HashMap<u64, Vec<PathBuf>> = HashMap::new();
+    let entries = std::fs::read_dir(directory).into_iter().flatten();
+    for entry in entries.take(MOST_ENTRIES_SEARCHED).flatten() {
+        found.entry(entry.ino()).or_default().push(entry.path());
+    }
+    found
 }
 
 const NFS_SUPER_MAGIC: u64 = 0x6969;

@@ -73,6 +73,11 @@ impl Uses {
     pub fn any(self) -> bool {
         self.read || self.mapped || self.writes()
     }
+    /// A restart has to map it.
+    #[must_use]
+    pub fn is_mapped(self) -> bool {
+        self.mapped || self.mapped_shared_writable
+    }
     pub(super) fn add(&mut self, other: Uses) {
         self.read |= other.read;
         self.written |= other.written;

@@ -13,16 +13,16 @@ use stasis_tracee::arch::TASK_SIZE;
 use std::ops::Range;
 
 /// How an area's file descriptor is found.
-pub struct Descriptors {
-    /// The descriptor of mapped file n is `files + n`.
-    pub files: i32,
+pub struct Descriptors<'a> {
+    /// The descriptor of each file, where it is mapped.
+    pub files: &'a [i32],
     /// The descriptor of shared object n is `shared + n`.
     pub shared: i32,
     /// The shared objects that the kernel maps where it wants (io_uring).
     pub rings: Vec<u32>,
 }
 
-impl Descriptors {
+impl Descriptors<'_> {
     fn is_ring(&self, area: &Area) -> bool {
         matches!(area.backing, Backing::Shared { object, .. } if self.rings.contains(&object))
     }
@@ -187,7 +187,7 @@ fn holes(areas: &mut [Range<u64>]) -> Vec<Range<u64>> {
 /// When a remote call fails.
 pub fn map_areas(
     state: &State,
-    descriptors: &Descriptors,
+    descriptors: &Descriptors<'_>,
     calls: &mut Calls<'_>,
 ) -> Result<(), EngineError> {
     for area in state.areas.iter().filter(|area| !descriptors.is_ring(area)) {
@@ -196,7 +196,13 @@ pub fn map_areas(
                 continue;
             }
             Backing::Anonymous { .. } => (-1, 0),
-            Backing::File { file, offset } => (descriptors.files + file as i32, offset),
+            Backing::File { file, offset } => {
+                let number = descriptors.files.get(file as usize);
+                let number = number.ok_or_else(|| {
+                    EngineError::Failed("the image maps a file that it does not name".into())
+                })?;
+                (*number, offset)
+            }
             Backing::Shared { object, offset } => (descriptors.shared + object as i32, offset),
         };
         let sharing = if area.droppable {

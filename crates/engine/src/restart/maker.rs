@@ -321,7 +321,7 @@ impl Maker<'_> {
                 .context(|| format!("making descriptor {number}"))
         };
         for (n, record) in tree.files.iter().enumerate() {
-            if !(record.uses.mapped || record.uses.mapped_shared_writable) {
+            if !record.uses.is_mapped() {
                 continue;
             }
             let access = if record.uses.mapped_shared_writable {
@@ -332,7 +332,7 @@ impl Maker<'_> {
             let fd = self
                 .ready
                 .open(FileIndex(n as u32), access | OFlags::CLOEXEC)?;
-            place(fd.as_fd(), self.numbers.files + n as RawFd)?;
+            place(fd.as_fd(), self.numbers.files[n])?;
         }
         for (n, object) in tree.shared.iter().enumerate() {
             let number = self.numbers.shared + n as RawFd;

@@ -331,7 +331,7 @@ fn prepare<'a>(
     }
     areas::clear(&mut places, &mut calls)?;
     let descriptors = Descriptors {
-        files: numbers.files,
+        files: &numbers.files,
         shared: numbers.shared,
         rings: rings(tree),
     };

@@ -37,7 +37,6 @@ use super::{Description, DescriptionId};
 use crate::conformance::Claim;
 use crate::contents::ContentId;
 use serde::{Deserialize, Serialize};
-use std::os::fd::AsFd;
 
 const CONNECTION: Claim = Claim::kept(
     "TCP connection within the job",
@@ -208,25 +207,21 @@ pub(super) fn capture(whole: &Survey, found: &Found) -> Result<Option<State>, Ob
         return Ok(None);
     };
     let phase = sight.phase(whole, found)?;
-    let socket = found.duplicate()?;
-    if stasis_sys::socket::has_filter(socket.as_fd()).unwrap_or(true) {
+    if sight.filtered {
         let hint = "let the program close it before the checkpoint";
         return Err(found.refuse("is a socket with a filter, which cannot be saved", hint));
     }
-    if has_protocol_above(socket.as_fd()) {
+    if sight.covered {
         let reason = "is a connection that the kernel encrypts (TCP_ULP), which cannot be saved";
         let hint = "let the program encrypt it by itself, or close it before the checkpoint";
         return Err(found.refuse(reason, hint));
     }
-    let kind = rustix::net::SocketType::STREAM;
-    let mut scope = whole.scope.borrow_mut();
-    let options = scope.capture(socket.as_fd(), sight.family, kind, found)?;
     Ok(Some(State {
         family: sight.family,
         flags: found.info.flags,
         local: sight.local,
         phase,
-        options,
+        options: sight.options.clone(),
     }))
 }
 
@@ -254,14 +249,6 @@ impl State {
         };
         inet::words(self.local, remote)
     }
-}
-
-/// Whether a protocol of the kernel's is laid over it (`TCP_ULP`).
-fn has_protocol_above(socket: std::os::fd::BorrowedFd) -> bool {
-    const TCP_ULP: i32 = 31;
-    let mut name = [0; 16];
-    let len = stasis_sys::socket_option::bytes(socket, libc::IPPROTO_TCP, TCP_ULP, &mut name);
-    len.is_ok_and(|len| len > 0)
 }
 
 impl State {

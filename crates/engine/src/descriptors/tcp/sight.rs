@@ -2,19 +2,20 @@
 //! brought to where it can be looked at.
 
 use super::super::capture::{Found, Obstacle, Survey};
+use super::super::handles::Hold;
 use super::super::inet::diag::{self, Entry, TcpState};
-use super::super::inet::{self, Address, Family};
-use super::super::{CaptureContext, DescriptionId, inherited, stdio};
+use super::super::inet::{self, Address, Family, Options};
+use super::super::{CaptureContext, DescriptionId, inherited, parallel, stdio};
 use super::pull::{Ends, Info, Room, is_settled};
 use super::{Bytes, Connection, Failure, Peer, Phase, queue};
 use crate::EngineError;
 use crate::error::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::ipproto;
+use rustix::net::{SocketType, ipproto};
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 type Place = (IpAddr, u16);
@@ -42,6 +43,48 @@ pub(in super::super) struct Sight {
     shutdown: u8,
     /// What is on its way to or from it has arrived.
     settled: bool,
+    pub options: Options,
+    /// It has a filter (`SO_ATTACH_FILTER`).
+    pub filtered: bool,
+    /// A protocol of the kernel's is laid over it (`TCP_ULP`).
+    pub covered: bool,
+}
+
+/// Looks at one; `None` for a socket that is not of TCP, or is gone while the processes are `running`.
+fn look_at(
+    index: usize,
+    found: &Found,
+    scope: &mut inet::Scope,
+    running: bool,
+) -> Result<Option<Sight>, EngineError> {
+    let socket = match found.duplicate() {
+        Err(_) if running => return Ok(None),
+        socket => socket?,
+    };
+    let socket = socket.as_fd();
+    let Some((family, ipproto::TCP)) = inet::kind_of(socket) else {
+        return Ok(None);
+    };
+    let what = || format!("looking at {found}");
+    Ok(Some(Sight {
+        family,
+        local: Address::own(socket),
+        remote: Address::of_peer(socket),
+        info: Info::of(socket).context(what)?,
+        index,
+        shutdown: 0,
+        settled: true,
+        options: scope.capture(socket, family, SocketType::STREAM, found)?,
+        filtered: stasis_sys::socket::has_filter(socket).unwrap_or(true),
+        covered: has_protocol_above(socket),
+    }))
+}
+
+fn has_protocol_above(socket: BorrowedFd) -> bool {
+    const TCP_ULP: i32 = 31;
+    let mut name = [0; 16];
+    let len = stasis_sys::socket_option::bytes(socket, libc::IPPROTO_TCP, TCP_ULP, &mut name);
+    len.is_ok_and(|len| len > 0)
 }
 
 impl Sight {
@@ -61,29 +104,24 @@ impl Connections {
         ctx: &CaptureContext,
         founds: &[Found],
     ) -> Result<Connections, EngineError> {
+        let theirs = |found: &Found| {
+            !stdio::streams(ctx.stdio, found).is_empty() || inherited::is_given(ctx, found)
+        };
+        let sockets = founds.iter().enumerate();
+        let sockets = sockets.filter(|(_, found)| inet::is_socket(found) && !theirs(found));
+        let sockets: Vec<(usize, &Found)> = sockets.collect();
+        let running = ctx.contents.is_none();
+        let looks = parallel::map(&sockets, |part| {
+            let _hold = Hold::begin();
+            let mut scope = inet::Scope::default();
+            let looks = part.iter();
+            let looks = looks.map(|(index, found)| look_at(*index, found, &mut scope, running));
+            looks.collect()
+        });
         let mut connections = Connections::default();
-        for (index, found) in founds.iter().enumerate() {
-            let theirs =
-                || !stdio::streams(ctx.stdio, found).is_empty() || inherited::is_given(ctx, found);
-            if !inet::is_socket(found) || theirs() {
+        for ((_, found), look) in sockets.into_iter().zip(looks) {
+            let Some(sight) = look? else {
                 continue;
-            }
-            let socket = match found.duplicate() {
-                Err(_) if ctx.contents.is_none() => continue,
-                socket => socket?,
-            };
-            let Some((family, ipproto::TCP)) = inet::kind_of(socket.as_fd()) else {
-                continue;
-            };
-            let what = || format!("looking at {found}");
-            let sight = Sight {
-                family,
-                local: Address::own(socket.as_fd()),
-                remote: Address::of_peer(socket.as_fd()),
-                info: Info::of(socket.as_fd()).context(what)?,
-                index,
-                shutdown: 0,
-                settled: true,
             };
             if let Some(ends) = sight.ends() {
                 connections.connected.insert(ends, found.stat.st_ino);
@@ -170,14 +208,18 @@ impl Connections {
                 moved.finish().context(what)?;
             }
         }
-        if !flows.is_empty() {
+        let moved = flows.iter().flat_map(|(one, other)| [Some(*one), *other]);
+        for inode in moved.flatten() {
             // What has arrived may have been the end of a stream.
-            for sight in self.sights.values_mut() {
-                let found = &founds[sight.index];
-                let socket = found.duplicate()?;
-                let info = Info::of(socket.as_fd());
-                sight.info = info.context(|| format!("looking at {found}"))?;
-            }
+            let Some(sight) = self.sights.get_mut(&inode) else {
+                continue;
+            };
+            let found = &founds[sight.index];
+            let socket = found.duplicate()?;
+            let info = Info::of(socket.as_fd());
+            sight.info = info.context(|| format!("looking at {found}"))?;
+        }
+        if !flows.is_empty() {
             self.ask()?;
         }
         Ok(())

@@ -10,9 +10,9 @@
 //! A connection that leads out of the job is reset at a restart, and the checkpoint says so: what was received can be read, then
 //! there is `ECONNRESET`. Who waits to be accepted and is not of the job is forgotten.
 //!
-//! Not saved, and refused by name: a connection that was not accepted yet and has been written to, or given up; a datagram
-//! socket connected one way to one without a name; messages with the credentials of several senders, of one that has ended or
-//! has closed its end, or on a socket with a name; urgent data; filters. `SO_PEERCRED` gives the restarting process afterwards.
+//! Not saved, and refused by name: a connection that was not accepted yet and has been written to, or given up (tried again for a
+//! while, as it passes); a datagram socket connected one way to one without a name; messages with the credentials of several
+//! senders, of one that has ended or has closed its end, or on a socket with a name; urgent data; filters. `SO_PEERCRED` gives the restarting process afterwards.
 //!
 //! Facts: a socket has one open file description, as it cannot be opened through `/proc`. Who is connected to whom only
 //! netlink tells (`diag`): it is how a socket whose peer was closed (peer 0) is told from one that was never connected. What
@@ -343,10 +343,10 @@ fn peer(
     }
     let id = DescriptionId(index as u32);
     if waits_for.is_some() {
-        if entry.backlog > 0 {
+        if entry.backlog > 0 && whole.ctx.contents.is_some() {
             let reason =
                 "has written to a connection that was not accepted yet: nobody can look at that";
-            return Err(found.refuse(reason, "try again when the program has accepted it"));
+            return Err(found.passing(reason, "try again when the program has accepted it"));
         }
         return Ok(Peer::Waits(id));
     }
@@ -395,7 +395,7 @@ fn listening(
         return Ok(None);
     }
     if entry.waiting.contains(&0) && whole.ctx.contents.is_some() {
-        return Err(found.refuse(
+        return Err(found.passing(
             "was connected to by somebody who gave up before he was accepted: nobody can look at what he wrote",
             "try again when the program has accepted the connection",
         ));

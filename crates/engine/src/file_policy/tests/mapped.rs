@@ -132,3 +132,38 @@ fn what_has_not_changed_is_not_hashed_again() {
     world.records = again(&world);
     assert_ne!(world.records[0].evidence, earlier[0].evidence);
 }
+
+#[test]
+fn a_mapping_whose_name_is_gone_is_found_by_the_name_beside() {
+    let world = World::new();
+    let path = world.write("temporary", b"abc");
+    let metadata = path.metadata().expect("stat");
+    fs::hard_link(&path, world.at("name")).expect("link");
+    fs::remove_file(&path).expect("unlink");
+    let text = format!("{} (deleted)", path.display());
+    let collector = Collector::new(LIMIT);
+    let found = |path: &[u8], shared_writable| {
+        let mapping = Mapping {
+            path,
+            device: (
+                rustix::fs::major(metadata.dev()),
+                rustix::fs::minor(metadata.dev()),
+            ),
+            inode: metadata.ino(),
+            shared_writable,
+        };
+        collector.mapping(&mapping).expect("looked at")
+    };
+    // Only what can be changed is worth the search.
+    assert_eq!(found(text.as_bytes(), false), MappedSource::MemoryOnly);
+    let file = MappedSource::File(FileIndex(0));
+    assert_eq!(found(text.as_bytes(), true), file);
+    let name = world.at("name");
+    assert_eq!(found(name.as_os_str().as_bytes(), true), file);
+    assert_eq!(found(text.as_bytes(), true), file);
+    collector.store(&world.image).expect("stored");
+    let records = collector.finish();
+    assert_eq!(records.len(), 1);
+    assert_eq!(records[0].path.as_path(), name);
+    assert!(records[0].evidence.stored.is_some());
+}
