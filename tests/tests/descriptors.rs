@@ -64,52 +64,6 @@ fn a_low_limit_of_descriptors() {
     assert!(!end.success() && end.stderr.contains("ulimit"), "{end:?}");
 }
 
-/// What has no descriptor: it is refused by name, and the program runs on.
-fn refused_by_name(make: &str, remove: &str, word: &str) {
-    let sandbox = Sandbox::new();
-    let text = format!(
-        "import ctypes, os, time
-libc = ctypes.CDLL(None, use_errno=True)
-number = {make}
-assert number >= 0
-print('ready', flush=True)
-while not os.path.exists('go'): time.sleep(0.01)
-{remove}
-print('ok')
-"
-    );
-    sandbox.write("sysv.py", text);
-    let mut job = sandbox.run(&["/usr/bin/python3", "sysv.py"]);
-    job.wait_line("ready");
-    let refused = job.try_checkpoint();
-    sandbox.write("go", "");
-    let end = job.finish();
-    assert!(
-        !refused.success() && refused.stderr.contains(word) && refused.stderr.contains("ipcrm"),
-        "{refused:?}"
-    );
-    assert!(sandbox.all_images().is_empty());
-    assert!(end.success() && end.stdout.ends_with("ok\n"), "{end:?}");
-}
-
-#[test]
-fn semaphores() {
-    refused_by_name(
-        "libc.semget(0, 3, 0o600); libc.semop(number, ctypes.byref((ctypes.c_short * 3)(2, 1, 0)), 1)",
-        "libc.semctl(number, 0, 0)",
-        "System V semaphore set",
-    );
-}
-
-#[test]
-fn message_queues() {
-    refused_by_name(
-        "libc.msgget(0, 0o600); libc.msgsnd(number, ctypes.byref((ctypes.c_long * 2)(1, 2)), 8, 0)",
-        "libc.msgctl(number, 0, None)",
-        "System V message queue",
-    );
-}
-
 /// What has happened to watched files, and has not been read, cannot be read without being taken away.
 #[test]
 fn an_unread_watch() {

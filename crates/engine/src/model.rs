@@ -4,7 +4,8 @@ use crate::checkpoint::JobInfo;
 use crate::descriptors::{Description, DescriptionId, Table, ptys};
 use crate::file_policy::FileRecord;
 use crate::{
-    EngineError, attributes, credentials, memory, processor, settings, signals, threads, timers,
+    EngineError, attributes, credentials, ipc, memory, processor, settings, signals, threads,
+    timers,
 };
 use serde::{Deserialize, Serialize};
 use stasis_image::Image;
@@ -52,6 +53,9 @@ pub struct Tree {
     /// Descriptions that hold a read lease; see [`Tree::encode`].
     #[serde(skip)]
     pub leases: Vec<DescriptionId>,
+    /// System V objects; see [`Tree::encode`].
+    #[serde(skip)]
+    pub ipc: ipc::State,
 }
 
 /// The program's clocks at the checkpoint.
@@ -154,6 +158,10 @@ impl Tree {
                         process.settings = settings;
                     }
                 }
+                IPC => {
+                    tree.ipc =
+                        postcard::from_bytes(&part.bytes).map_err(|error| error.to_string())?;
+                }
                 LEASES => {
                     tree.leases =
                         postcard::from_bytes(&part.bytes).map_err(|error| error.to_string())?;
@@ -168,8 +176,8 @@ impl Tree {
         Ok(tree)
     }
 
-    /// The metadata of an image: the tree, and behind it, each with its name, the parts that came to the format later. An
-    /// image without them is as old as that.
+    /// The metadata of an image: the tree, and behind it, each with its name, the parts that came to the format later, where
+    /// there is something to say: an image without them is what it was before.
     ///
     /// # Errors
     /// None in practice.
@@ -181,7 +189,16 @@ impl Tree {
             .collect();
         let encoded = || -> Result<Vec<u8>, postcard::Error> {
             let mut bytes = postcard::to_stdvec(self)?;
-            let mut parts = vec![(SETTINGS, postcard::to_stdvec(&settings)?)];
+            let mut parts = Vec::new();
+            if settings
+                .iter()
+                .any(|one| **one != settings::State::default())
+            {
+                parts.push((SETTINGS, postcard::to_stdvec(&settings)?));
+            }
+            if !self.ipc.is_empty() {
+                parts.push((IPC, postcard::to_stdvec(&self.ipc)?));
+            }
             if !self.leases.is_empty() {
                 parts.push((LEASES, postcard::to_stdvec(&self.leases)?));
             }
@@ -197,6 +214,7 @@ impl Tree {
 
 const SETTINGS: &str = "settings";
 const LEASES: &str = "leases";
+const IPC: &str = "ipc";
 
 /// What follows the tree.
 #[derive(Serialize, Deserialize)]
@@ -231,5 +249,36 @@ mod tests {
         let two = [part("one", vec![1]), part("two", vec![])].concat();
         assert_eq!(split(&two), Ok(2));
         assert!(split(&two[..two.len() - 1]).is_err());
+    }
+
+    #[test]
+    fn system_v_objects_stand_behind_the_tree_and_only_where_there_are_any() {
+        // Zeros are a tree with nothing in it, and what images without such objects look like.
+        let (tree, _) = postcard::take_from_bytes::<Tree>(&[0; 4096]).expect("zeros are values");
+        let plain = tree.encode().expect("encoded");
+        assert!(plain.iter().all(|byte| *byte == 0));
+        assert!(Tree::decode(&plain).expect("decoded").ipc.is_empty());
+        let set = ipc::semaphores::State {
+            object: ipc::table::Object {
+                id: 32769,
+                key: -1,
+                uid: 0,
+                gid: 0,
+                mode: 0o600,
+                maker: 0,
+                changed: 0,
+                used: 0,
+                users: Vec::new(),
+                certain: true,
+            },
+            values: vec![3, 0],
+            last: vec![Pid(0), Pid(7)],
+        };
+        let mut tree = tree;
+        tree.ipc.sets.push(set);
+        let bytes = tree.encode().expect("encoded");
+        assert!(bytes.starts_with(&plain));
+        assert_eq!(Tree::decode(&bytes).expect("decoded").ipc, tree.ipc);
+        assert!(Tree::decode(&bytes[..bytes.len() - 1]).is_err());
     }
 }

@@ -18,6 +18,7 @@ use crate::{faults, maps, signals};
 use stasis_sys::{Pid, procfs};
 use stasis_tracee::slot::{self, Excursion, Identity, Slot};
 use stasis_tracee::{Born, Memory, Remote, Running, Stopped, TraceError};
+use std::ops::Range;
 use std::time::Duration;
 
 /// A process's twin. Dropping it ends it.
@@ -72,8 +73,13 @@ fn fork(process: &mut FrozenProcess) -> Result<Twin, EngineError> {
         .memory
         .write(&slot.code, padding.start)
         .context(writing)?;
+    let segments: Vec<_> = vmas
+        .iter()
+        .filter(|vma| vma.segment().is_some())
+        .map(|vma| vma.range.clone())
+        .collect();
     let ways = (instruction, signals::ignores_trap(&status));
-    let made = fork_in(&mut excursion, &slot, padding.start, ways);
+    let made = fork_in(&mut excursion, &slot, padding.start, ways, &segments);
     let forked = match made {
         Ok(twin) => twin,
         Err(error) => {
@@ -96,6 +102,7 @@ fn fork_in(
     slot: &Slot,
     address: u64,
     ways: (u64, bool),
+    segments: &[Range<u64>],
 ) -> Result<Result<Twin, EngineError>, EngineError> {
     excursion.aim(slot, address)?;
     faults::pass("forking-aimed")?;
@@ -105,7 +112,7 @@ fn fork_in(
     while !excursion.advance()? {
         if let Some(intermediate) = excursion.born() {
             faults::pass("forking-born")?;
-            twin = Some(take_twin(intermediate, ways)?);
+            twin = Some(take_twin(intermediate, ways, segments)?);
         }
     }
     faults::pass("forking-noticed")?;
@@ -123,6 +130,7 @@ fn fork_in(
 fn take_twin(
     intermediate: Pid,
     (instruction, ignores_trap): (u64, bool),
+    segments: &[Range<u64>],
 ) -> Result<Result<Twin, EngineError>, EngineError> {
     let mut stopped = Running::born(intermediate).wait(LIMIT, &mut Born::default())?;
     // What it makes inherits that.
@@ -145,11 +153,16 @@ fn take_twin(
     let stopped = Running::born(pid).wait(LIMIT, &mut Born::default())?;
     let mut remote = Remote::begin(stopped, instruction, ignores_trap)?;
     // A twin that kept the program's descriptors would keep pipes open that the program closes.
-    let closed = remote.call(
+    let mut closed = remote.call(
         "close_range",
         libc::SYS_close_range,
         &[0, u64::from(u32::MAX), 0],
     );
+    // System V segments tell how often they are attached, and some go when nobody has them any more.
+    for segment in segments {
+        let arguments = [segment.start, segment.end - segment.start];
+        closed = closed.and(remote.call("munmap", libc::SYS_munmap, &arguments));
+    }
     let stopped = remote.finish()?;
     let mut twin = Twin {
         pid,

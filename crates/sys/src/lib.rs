@@ -12,6 +12,7 @@ pub mod id;
 pub mod io_uring;
 pub mod kcmp;
 pub mod lock;
+pub mod mqueue;
 pub mod namespace;
 pub mod pagemap;
 pub mod pidfd;

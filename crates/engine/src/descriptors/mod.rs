@@ -28,6 +28,7 @@ pub mod inotify;
 pub mod io_uring;
 pub mod locks;
 pub mod memfd;
+pub mod mqueues;
 pub mod netlink;
 pub mod outside;
 pub mod owner;
@@ -128,6 +129,8 @@ pub enum Kind {
     Udp(udp::State),
     /// A netlink socket.
     Netlink(netlink::State),
+    /// A POSIX message queue.
+    MessageQueue(mqueues::State),
     /// Watches on files.
     Inotify(inotify::State),
     /// A ring for input and output.

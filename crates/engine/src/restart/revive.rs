@@ -8,6 +8,7 @@ use crate::clocks::Passed;
 use crate::descriptors::inherited::{self, Inherited};
 use crate::descriptors::{DescriptionId, Kind, io_uring};
 use crate::error::Context;
+use crate::ipc::{segments, semaphores, undo};
 use crate::keeper;
 use crate::memory::restore::{self as areas, Descriptors, Places};
 use crate::memory::{layout, vdso};
@@ -135,6 +136,10 @@ pub fn revive(way: &Way<'_>, notes: &mut Vec<String>) -> Result<Revived, EngineE
             same_vdso,
         }
         .before_threads(one, notes)?;
+    }
+    // Whoever has made adjustments has changed semaphores.
+    for one in &mut reviving {
+        semaphores::use_again(&saved.ipc.sets, one.saved.pid, &mut one.calls)?;
     }
     let passed = match clocks_go_on(plan.strategy) {
         true => Passed::on(saved.clocks, pids[0]),
@@ -331,6 +336,7 @@ fn prepare<'a>(
         rings: rings(tree),
     };
     areas::map_rings(&saved.memory, &places, &descriptors, &mut calls)?;
+    segments::attach(&saved.memory.areas, &tree.ipc.segments, &mut calls)?;
     areas::map_areas(&saved.memory, &descriptors, &mut calls)?;
     Ok((
         Reviving {
@@ -411,6 +417,8 @@ impl Finishing<'_> {
             libc::SYS_close_range,
             &[self.numbers.first_free as u64, u64::from(u32::MAX), 0],
         )?;
+        let ipc = &self.saved.ipc;
+        undo::restore(&ipc.undo, &ipc.sets, saved.pid, calls)?;
         attributes::restore_remotely(&saved.attributes, calls)
     }
 }

@@ -235,6 +235,7 @@ fn kind(kind: &Kind) -> &'static str {
         Kind::Tcp(_) => "TCP socket",
         Kind::Udp(_) => "UDP socket",
         Kind::Netlink(_) => "netlink socket",
+        Kind::MessageQueue(_) => "message queue",
         Kind::Inotify(_) => "watches on files",
         Kind::IoUring(_) => "io_uring",
     }
@@ -275,6 +276,9 @@ fn of_area(area: &Area, tree: &Tree) -> AreaSummary {
         }
         Backing::Vdso => "[vdso]".into(),
         Backing::Vvar(name) => name.clone(),
+        Backing::Segment { id, offset, .. } => {
+            format!("System V shared memory segment {id} +{offset:#x}")
+        }
         Backing::Aio(_) => "[aio]".into(),
     };
     AreaSummary {
