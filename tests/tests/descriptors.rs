@@ -135,3 +135,36 @@ fn tail_follows_a_file() {
         job.kill_all();
     }
 }
+
+/// A program that watches the directory of its own images hears of each of them, and can be saved all the same.
+#[test]
+fn a_watch_on_the_images() {
+    need!("python3");
+    let sandbox = Sandbox::new();
+    sandbox.write(
+        "watch.py",
+        "import ctypes, os, select, sys
+libc = ctypes.CDLL(None)
+fd = libc.inotify_init()
+assert libc.inotify_add_watch(fd, sys.argv[1].encode(), 0x100 | 0x80) == 1
+print('ready', flush=True)
+heard = 0
+while not os.path.exists('go'):
+    if select.select([fd], [], [], 0.01)[0]:
+        heard += os.read(fd, 4096).count(b'.ckpt')
+print('heard', heard > 0, flush=True)
+",
+    );
+    let images = sandbox.images().to_string_lossy().into_owned();
+    let mut job = sandbox.run(&["/usr/bin/python3", "watch.py", &images]);
+    job.wait_line("ready");
+    job.checkpoint();
+    let image = job.checkpoint();
+    job.kill_all();
+    let mut job = sandbox.restart(&image);
+    job.wait_listed();
+    job.checkpoint();
+    sandbox.write("go", "");
+    let end = job.finish();
+    assert!(end.success() && end.stdout == "heard True\n", "{end:?}");
+}

@@ -176,8 +176,8 @@ impl Tree {
         Ok(tree)
     }
 
-    /// The metadata of an image: the tree, and behind it, each with its name, the parts that came to the format later. An
-    /// image without them is as old as that.
+    /// The metadata of an image: the tree, and behind it, each with its name, the parts that came to the format later, where
+    /// there is something to say: an image without them is what it was before.
     ///
     /// # Errors
     /// None in practice.
@@ -189,7 +189,13 @@ impl Tree {
             .collect();
         let encoded = || -> Result<Vec<u8>, postcard::Error> {
             let mut bytes = postcard::to_stdvec(self)?;
-            let mut parts = vec![(SETTINGS, postcard::to_stdvec(&settings)?)];
+            let mut parts = Vec::new();
+            if settings
+                .iter()
+                .any(|one| **one != settings::State::default())
+            {
+                parts.push((SETTINGS, postcard::to_stdvec(&settings)?));
+            }
             if !self.ipc.is_empty() {
                 parts.push((IPC, postcard::to_stdvec(&self.ipc)?));
             }
@@ -244,12 +250,14 @@ mod tests {
         assert_eq!(split(&two), Ok(2));
         assert!(split(&two[..two.len() - 1]).is_err());
     }
+
     #[test]
-    fn an_image_without_parts_is_read_and_system_v_objects_come_back() {
-        // Zeros are a tree with nothing in it.
-        let (mut tree, rest) =
+    fn system_v_objects_stand_behind_the_tree_and_only_where_there_are_any() {
+        // Zeros are a tree with nothing in it, and what images without such objects look like.
+        let (mut tree, _) =
             postcard::take_from_bytes::<Tree>(&[0; 4096]).expect("zeros are values");
-        let plain = vec![0; 4096 - rest.len()];
+        let plain = tree.encode().expect("encoded");
+        assert!(plain.iter().all(|byte| *byte == 0));
         assert!(Tree::decode(&plain).expect("decoded").ipc.is_empty());
         let set = ipc::semaphores::State {
             object: ipc::table::Object {

@@ -56,14 +56,14 @@ pub struct Thread {
     pub memory_policy: (i32, Vec<u8>),
     /// `PR_GET_TSC`.
     pub time_stamps: i32,
-    /// `PR_GET_SPECULATION_CTRL` of each of [`SPECULATIONS`].
+    /// `PR_GET_SPECULATION_CTRL` of store bypass, indirect branches, and flushing of the cache.
     pub speculation: [u64; SPECULATIONS as usize],
 }
 
 const PR_SET_MDWE: u64 = 65;
 const PR_GET_MDWE: u64 = 66;
 const PR_SCHED_CORE: u64 = 62;
-/// Store bypass, indirect branches, flushing of the cache.
+/// Kinds of speculation that are asked about.
 const SPECULATIONS: u64 = 3;
 const ARCH_GET_XCOMP_PERM: u64 = 0x1022;
 const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;

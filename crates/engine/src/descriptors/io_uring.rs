@@ -16,8 +16,8 @@
 //!   and which requests wait for something (`io_uring/fdinfo.c`). Each ring has an inode of its own.
 //! - Each request has one completion, but for those that ask for more (they wait for something, and are listed) or for none. So
 //!   where as many are completed as were submitted, none is under way.
-//! - A new ring counts from 0. Its counters are moved on by requests that do nothing, some 20 million a second:
-//!   those that have got beyond [`FURTHEST`] are refused.
+//! - A new ring counts from 0. Its counters are moved on by requests that do nothing, some 15 million a second:
+//!   those that have got beyond 134 million are refused.
 //! - The numbers of submissions in the ring's array are all zero where a program does without that array
 //!   (`IORING_SETUP_NO_SQARRAY`): then each submission gets its own number, which is the same.
 //! - What a ring says of itself to somebody else: [`stasis_sys::io_uring::look`].

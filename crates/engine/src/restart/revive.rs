@@ -335,8 +335,8 @@ fn prepare<'a>(
         shared: numbers.shared,
         rings: rings(tree),
     };
-    segments::attach(&saved.memory.areas, &tree.ipc.segments, &mut calls)?;
     areas::map_rings(&saved.memory, &places, &descriptors, &mut calls)?;
+    segments::attach(&saved.memory.areas, &tree.ipc.segments, &mut calls)?;
     areas::map_areas(&saved.memory, &descriptors, &mut calls)?;
     Ok((
         Reviving {

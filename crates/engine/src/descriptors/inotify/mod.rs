@@ -7,7 +7,7 @@
 //! nothing had happened. Which watch numbers are used up: the first new watch after a restart gets the number after the
 //! highest that is in use.
 //! Refused: events that the program has not read yet, which is tried for a second: they can only be read by taking them
-//! away, and nobody can put them back; a watch whose file is not found ([`search`]); watch numbers above [`HIGHEST`].
+//! away, and nobody can put them back; a watch whose file is not found (see `search.rs`); watch numbers above a million.
 //!
 //! Facts it rests on
 //! - fdinfo has a line for each watch (`fs/notify/fdinfo.c`): number, device and number of the inode, the file system's handle
