@@ -41,6 +41,7 @@ mod sysv;
 pub mod threads;
 pub mod timed_calls;
 pub mod timers;
+pub mod tracking;
 pub mod transfers;
 pub mod tree;
 pub mod twin;

@@ -28,6 +28,8 @@ pub struct Vma {
     pub swap: u64,
     /// Bytes in memory.
     pub resident: u64,
+    /// Bytes in transparent huge pages.
+    pub huge: u64,
 }
 
 impl Vma {
@@ -89,6 +91,8 @@ fn parse(text: &[u8]) -> Vec<Vma> {
                 area.swap = kilobytes(value);
             } else if let Some(value) = line.strip_prefix(b"Rss:") {
                 area.resident = kilobytes(value);
+            } else if let Some(value) = line.strip_prefix(b"AnonHugePages:") {
+                area.huge = kilobytes(value);
             }
         }
     }
