@@ -78,3 +78,33 @@ fn a_session_of_the_first_process() {
 fn a_terminal_from_outside() {
     check_on_terminal("stranger");
 }
+
+/// Where nobody else makes processes, what a restart itself starts must not take the ids of the job's threads.
+#[test]
+fn ids_that_follow_upon_each_other() {
+    need!("unshare");
+    let sandbox = Sandbox::new();
+    sandbox.write("quiet.py", script("quiet.py"));
+    let start = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+    ];
+    let own_limit = ["sh", "-c", "echo 1000 > /proc/sys/kernel/pid_max"];
+    let probe: Vec<&str> = start.iter().chain(&own_limit).copied().collect();
+    if !sandbox.plain(&probe).success() {
+        skip!(
+            "this host allows no container of an ordinary user with a pid_max of its own (Linux 6.14)"
+        );
+    }
+    let images = sandbox.images();
+    let images = images.to_str().expect("a path of the tests");
+    let job = ["/usr/bin/python3", "quiet.py", images];
+    let argv: Vec<&str> = start.iter().chain(&job).copied().collect();
+    let end = sandbox.plain(&argv).expect_success("the job");
+    assert_eq!(end.stdout.matches("True True").count(), 12, "{end:?}");
+}

@@ -5,7 +5,7 @@ use stasis_sys::Pid;
 use stasis_tracee::slot::{self, Call};
 use stasis_tracee::{SIGINFO_BYTES, TraceError};
 
-/// A place in a thread's scratch memory, which holds zeros until a call writes there.
+/// A place in a thread's scratch memory, which holds zeros, or what it was given, until a call writes there.
 #[derive(Clone, Copy, Debug)]
 pub struct Room {
     at: u64,
@@ -44,6 +44,8 @@ pub struct Asked {
 pub struct Batch {
     calls: Vec<(i64, [Argument; 6])>,
     rooms: u64,
+    /// What the rooms hold before the first call, as far as they hold something.
+    contents: Vec<u8>,
 }
 
 const ROOM_ALIGNMENT: u64 = 16;
@@ -55,6 +57,20 @@ impl Batch {
         let at = self.rooms;
         self.rooms += bytes.next_multiple_of(ROOM_ALIGNMENT);
         Room { at }
+    }
+
+    /// Sets room aside that holds `bytes`.
+    pub fn room_with(&mut self, bytes: &[u8]) -> Room {
+        let room = self.room(bytes.len() as u64);
+        self.contents.resize(room.at as usize, 0);
+        self.contents.extend(bytes);
+        room
+    }
+
+    /// What the rooms hold before the first call; zeros follow.
+    #[must_use]
+    pub fn contents(&self) -> &[u8] {
+        &self.contents
     }
 
     /// Bytes of all rooms.

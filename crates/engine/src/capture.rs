@@ -7,15 +7,16 @@ use crate::error::Context;
 use crate::file_policy::Collector;
 use crate::freeze::{Frozen, FrozenProcess};
 use crate::inquiry::{Inquiry, Outside};
+use crate::ipc;
 use crate::maps;
 use crate::memory::{self, Collected};
 use crate::model::{Tree, Zombie};
 use crate::store::Store;
-use crate::sysv::{self, Member};
 use crate::tree::{self, Stat, status_field};
 use crate::{EngineError, Job, Refusal, processor};
 use stasis_sys::task::{self, Shared};
 use stasis_sys::{Pid, procfs};
+use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -28,6 +29,8 @@ pub struct Captured {
     pub files: Collector,
     /// Shared memory that is still to be written.
     pub shared: Vec<SharedContents>,
+    /// System V segments, still to be written.
+    pub ipc: ipc::Captured,
     /// What the user should know.
     pub notes: Vec<String>,
 }
@@ -128,7 +131,6 @@ pub fn settle(frozen: &Frozen, keeper: Pid) -> Result<(), EngineError> {
             }
         }
     }
-    refusals.extend(sysv::refusals(&members(frozen)));
     if refusals.is_empty() {
         Ok(())
     } else {
@@ -136,13 +138,11 @@ pub fn settle(frozen: &Frozen, keeper: Pid) -> Result<(), EngineError> {
     }
 }
 
-/// Every process of the tree, ended ones too.
-fn members(frozen: &Frozen) -> Vec<Member> {
-    let living = frozen.processes.iter();
-    let living = living.map(|p| (p.pid, p.virtual_pid, p.stat.comm.clone()));
-    let ended = frozen.zombies.iter();
-    let ended = ended.map(|z| (z.pid, z.virtual_pid, z.stat.comm.clone()));
-    living.chain(ended).collect()
+/// The tree as the owner of System V objects.
+fn owner(frozen: &Frozen, keeper: Pid) -> ipc::Job {
+    let living = frozen.processes.iter().map(|process| process.pid);
+    let ended = frozen.zombies.iter().map(|zombie| zombie.pid);
+    ipc::Job::new(keeper, living.chain(ended))
 }
 
 fn refusal(pid: Pid, stat: &Stat, object: &str, reason: &str, hint: &str) -> Refusal {
@@ -290,6 +290,20 @@ pub fn capture(
         outside.push(seen);
     }
     collected.shared.tie(&open.inodes);
+    let mut job_s = owner(frozen, job.keeper);
+    job_s.queues = open.inodes.iter().map(|(_, inode)| *inode).collect();
+    let mut mapped = HashMap::new();
+    for vma in outside.iter().flat_map(|seen| &seen.vmas) {
+        if let Some(id) = vma.segment() {
+            job_s.attached.insert(id);
+            if vma.has(b"ht") {
+                job_s.huge.insert(id);
+            }
+            *mapped.entry(id).or_default() += 1;
+        }
+    }
+    let mut ipc = ipc::capture(&job_s, job.keeper, &mapped, &virtual_pids, store)?;
+    ipc.look_for_undo(frozen, &outside, job.keeper)?;
     let inquiry = Inquiry::make(frozen, &outside, &mut collected, store)?;
     let (mut processes, shared) = inquiry.evaluate(frozen, outside)?;
     let parent_of = |stat: &Stat| virtual_pids.get(&stat.parent).copied().unwrap_or(keeper);
@@ -354,12 +368,16 @@ pub fn capture(
         terminal,
         foreground,
         pseudo_terminals,
+        ipc: std::mem::take(&mut ipc.state),
     };
+    let mut notes = open.notes;
+    notes.append(&mut ipc.notes);
     Ok(Captured {
         tree,
         files,
         shared,
-        notes: open.notes,
+        ipc,
+        notes,
     })
 }
 
@@ -430,9 +448,6 @@ pub fn check(root: Pid) -> Result<(Vec<Refusal>, Vec<String>), EngineError> {
             name: stat.comm,
         });
     }
-    let members = views.iter();
-    let members = members.map(|view| (view.pid, view.virtual_pid, view.name.clone()));
-    refusals.extend(sysv::refusals(&members.collect::<Vec<_>>()));
     let stdio = descriptors::stdio_of(root);
     let files = Collector::new(0);
     let context = CaptureContext {

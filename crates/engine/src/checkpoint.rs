@@ -275,6 +275,7 @@ fn trace(
     faults::pass("twins")?;
     progress.step(Step::Write);
     write_shared(&frozen, &captured, &store)?;
+    captured.ipc.write(&store)?;
     let sources: Vec<_> = frozen
         .processes
         .iter()

@@ -74,6 +74,22 @@ impl Outside {
     }
 }
 
+impl Outside {
+    /// Calls that the threads of the process are to make beside the inquiry.
+    pub(crate) fn errands<'a>(
+        &'a self,
+        process: &'a mut FrozenProcess,
+        batches: &'a [Batch],
+    ) -> Errands<'a> {
+        Errands {
+            process,
+            vmas: &self.vmas,
+            status: &self.status,
+            batches,
+        }
+    }
+}
+
 /// The signals that wait for a process, and for each of its threads.
 struct Queues {
     shared: Vec<PendingSignal>,

@@ -45,6 +45,13 @@ impl Vma {
         self.flags.contains(code)
     }
 
+    /// The id of the System V segment that this is, or a part of (`newseg`, `ipc/shm.c`: it is the number of the inode).
+    #[must_use]
+    pub fn segment(&self) -> Option<i32> {
+        let is_one = self.shared && self.path.starts_with(b"/SYSV");
+        is_one.then(|| i32::try_from(self.inode).ok()).flatten()
+    }
+
     /// The path without the kernel's ` (deleted)`, and whether it was there.
     #[must_use]
     pub fn deleted_path(&self) -> (&[u8], bool) {

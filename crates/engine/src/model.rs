@@ -3,7 +3,9 @@
 use crate::checkpoint::JobInfo;
 use crate::descriptors::{Description, Table, ptys};
 use crate::file_policy::FileRecord;
-use crate::{EngineError, attributes, credentials, memory, processor, signals, threads, timers};
+use crate::{
+    EngineError, attributes, credentials, ipc, memory, processor, signals, threads, timers,
+};
 use serde::{Deserialize, Serialize};
 use stasis_image::Image;
 use stasis_sys::Pid;
@@ -47,6 +49,9 @@ pub struct Tree {
     pub foreground: Option<Pid>,
     /// The job's own pseudo terminals that control sessions of it.
     pub pseudo_terminals: Vec<ptys::Terminal>,
+    /// System V objects: in an image, behind all others and only where there are any, so that images without them are what they were.
+    #[serde(skip)]
+    pub ipc: ipc::State,
 }
 
 /// The program's clocks at the checkpoint.
@@ -126,7 +131,7 @@ impl Tree {
     /// # Errors
     /// When it cannot be decoded.
     pub fn of(image: &Image) -> Result<Tree, EngineError> {
-        postcard::from_bytes(image.metadata()).map_err(|error| {
+        Tree::decode(image.metadata()).map_err(|error| {
             EngineError::Failed(format!(
                 "{}: its description of the program cannot be read: {error}",
                 image.path().display()
@@ -134,12 +139,60 @@ impl Tree {
         })
     }
 
+    fn decode(metadata: &[u8]) -> Result<Tree, postcard::Error> {
+        let (mut tree, more) = postcard::take_from_bytes::<Tree>(metadata)?;
+        if !more.is_empty() {
+            tree.ipc = postcard::from_bytes(more)?;
+        }
+        Ok(tree)
+    }
+
     /// The metadata of an image.
     ///
     /// # Errors
     /// None in practice.
     pub fn encode(&self) -> Result<Vec<u8>, EngineError> {
-        postcard::to_stdvec(self)
-            .map_err(|error| EngineError::Failed(format!("describing the program: {error}")))
+        let describing = |error| EngineError::Failed(format!("describing the program: {error}"));
+        let mut bytes = postcard::to_stdvec(self).map_err(describing)?;
+        if !self.ipc.is_empty() {
+            bytes.extend(postcard::to_stdvec(&self.ipc).map_err(describing)?);
+        }
+        Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn system_v_objects_stand_behind_the_tree_and_only_where_there_are_any() {
+        // Zeros are a tree with nothing in it, and what images without such objects look like.
+        let (tree, _) = postcard::take_from_bytes::<Tree>(&[0; 4096]).expect("zeros are values");
+        let plain = tree.encode().expect("encoded");
+        assert!(plain.iter().all(|byte| *byte == 0));
+        assert!(Tree::decode(&plain).expect("decoded").ipc.is_empty());
+        let set = ipc::semaphores::State {
+            object: ipc::table::Object {
+                id: 32769,
+                key: -1,
+                uid: 0,
+                gid: 0,
+                mode: 0o600,
+                maker: 0,
+                changed: 0,
+                used: 0,
+                users: Vec::new(),
+                certain: true,
+            },
+            values: vec![3, 0],
+            last: vec![Pid(0), Pid(7)],
+        };
+        let mut tree = tree;
+        tree.ipc.sets.push(set);
+        let bytes = tree.encode().expect("encoded");
+        assert!(bytes.starts_with(&plain));
+        assert_eq!(Tree::decode(&bytes).expect("decoded").ipc, tree.ipc);
+        assert!(Tree::decode(&bytes[..bytes.len() - 1]).is_err());
     }
 }

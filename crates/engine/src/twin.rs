@@ -20,6 +20,7 @@ use stasis_sys::userfaultfd;
 use stasis_sys::{Pid, procfs};
 use stasis_tracee::slot::{self, Excursion, Identity, Slot};
 use stasis_tracee::{Born, Memory, Remote, Running, Stopped, TraceError};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -81,12 +82,18 @@ fn fork(process: &mut FrozenProcess, tracked: bool) -> Result<Twin, EngineError>
         .memory
         .write(&slot.code, padding.start)
         .context(writing)?;
+    let segments = vmas
+        .iter()
+        .filter(|vma| vma.segment().is_some())
+        .map(|vma| vma.range.clone())
+        .collect();
     let ways = Ways {
         instruction,
         ignores_trap: signals::ignores_trap(&status),
         tracked,
+        segments,
     };
-    let made = fork_in(&mut excursion, &slot, padding.start, ways);
+    let made = fork_in(&mut excursion, &slot, padding.start, &ways);
     let forked = match made {
         Ok(twin) => twin,
         Err(error) => {
@@ -104,13 +111,14 @@ fn fork(process: &mut FrozenProcess, tracked: bool) -> Result<Twin, EngineError>
 }
 
 /// How the intermediate and the twin are made to make calls.
-#[derive(Clone, Copy)]
 struct Ways {
     /// Where a `syscall` instruction is.
     instruction: u64,
     ignores_trap: bool,
     /// A userfault descriptor is wanted.
     tracked: bool,
+    /// System V segments, which the twin gives up.
+    segments: Vec<Range<u64>>,
 }
 
 /// Lets the thread fork. An error of the fork itself leaves the thread in its slot, to be brought back.
@@ -118,7 +126,7 @@ fn fork_in(
     excursion: &mut Excursion,
     slot: &Slot,
     address: u64,
-    ways: Ways,
+    ways: &Ways,
 ) -> Result<Result<Twin, EngineError>, EngineError> {
     excursion.aim(slot, address)?;
     faults::pass("forking-aimed")?;
@@ -143,7 +151,7 @@ fn fork_in(
 }
 
 /// Lets the intermediate make the twin and end. Both would end by themselves without us.
-fn take_twin(intermediate: Pid, ways: Ways) -> Result<Result<Twin, EngineError>, EngineError> {
+fn take_twin(intermediate: Pid, ways: &Ways) -> Result<Result<Twin, EngineError>, EngineError> {
     let mut stopped = Running::born(intermediate).wait(LIMIT, &mut Born::default())?;
     // What it makes inherits that.
     stopped.die_with_us()?;
@@ -170,11 +178,16 @@ fn take_twin(intermediate: Pid, ways: Ways) -> Result<Result<Twin, EngineError>,
     let stopped = Running::born(pid).wait(LIMIT, &mut Born::default())?;
     let mut remote = Remote::begin(stopped, ways.instruction, ways.ignores_trap)?;
     // A twin that kept the program's descriptors would keep pipes open that the program closes.
-    let closed = remote.call(
+    let mut closed = remote.call(
         "close_range",
         libc::SYS_close_range,
         &[0, u64::from(u32::MAX), 0],
     );
+    // System V segments tell how often they are attached, and some go when nobody has them any more.
+    for segment in &ways.segments {
+        let arguments = [segment.start, segment.end - segment.start];
+        closed = closed.and(remote.call("munmap", libc::SYS_munmap, &arguments));
+    }
     let stopped = remote.finish()?;
     let mut twin = Twin {
         pid,
@@ -199,7 +212,7 @@ fn take_twin(intermediate: Pid, ways: Ways) -> Result<Result<Twin, EngineError>,
 /// the memory is not tracked.
 fn open_userfault(
     intermediate: Stopped,
-    ways: Ways,
+    ways: &Ways,
 ) -> Result<(Stopped, Option<OwnedFd>), EngineError> {
     let pid = intermediate.tid();
     let mut remote = Remote::begin(intermediate, ways.instruction, ways.ignores_trap)?;

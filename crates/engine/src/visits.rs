@@ -364,6 +364,11 @@ impl<'a> Visit<'a> {
         }
         self.write(&code, start)?;
         self.write(&tables, data)?;
+        for (batch, rooms) in self.batches.iter().zip(&self.scratch.rooms) {
+            if !batch.contents().is_empty() {
+                self.write(batch.contents(), rooms.start)?;
+            }
+        }
         let tables = self.scratch.tables.iter();
         for (slot, (table, batch)) in self.away.iter_mut().zip(tables.zip(self.batches)) {
             let (excursion, waiting) = slot.as_mut().ok_or(EngineError::Gone)?;

@@ -20,6 +20,17 @@ pub fn files(a: (Pid, RawFd), b: (Pid, RawFd)) -> io::Result<Ordering> {
     order(rc)
 }
 
+/// Compares what two threads undo of System V semaphores when they end (`KCMP_SYSVSEM`): equal where they share it, and where
+/// neither has anything of the kind.
+///
+/// # Errors
+/// As [`files`].
+pub fn semaphore_undo(a: Pid, b: Pid) -> io::Result<Ordering> {
+    const KCMP_SYSVSEM: libc::c_int = 6;
+    // SAFETY: no pointers are passed.
+    order(unsafe { libc::syscall(libc::SYS_kcmp, a.0, b.0, KCMP_SYSVSEM, 0, 0) })
+}
+
 /// An entry of an epoll set, as `kcmp(2)` finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EpollEntry {

@@ -10,6 +10,7 @@ pub mod epoll;
 pub mod id;
 pub mod kcmp;
 pub mod lock;
+pub mod mqueue;
 pub mod namespace;
 pub mod pagemap;
 pub mod pidfd;

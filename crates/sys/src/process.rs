@@ -33,6 +33,23 @@ pub fn fork() -> io::Result<Fork> {
     }
 }
 
+/// Forks a process of many threads: the child has the calling thread only. The C library puts its allocator in order for the
+/// child (glibc `__libc_fork`, musl `fork`); any other lock may be held for ever by a thread that the child does not have. So the
+/// child computes, makes system calls and ends with [`exit_now`]; it does not log, and starts no thread.
+///
+/// # Errors
+/// `EAGAIN` (process limit), `ENOMEM`.
+pub fn fork_beside_threads() -> io::Result<Fork> {
+    // SAFETY: the child's memory is a copy; its allocator is consistent by what the C library does, and nothing here or in what
+    // the child is allowed to do relies on other locks.
+    let rc = unsafe { libc::fork() };
+    match rc {
+        0 => Ok(Fork::Child),
+        n if n > 0 => Ok(Fork::Parent(Pid(n))),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 fn require_single_thread() -> io::Result<()> {
     let threads = std::fs::read_dir("/proc/self/task")?.count();
     if threads == 1 {

@@ -8,8 +8,8 @@ use super::fdinfo::FdInfo;
 use super::{
     CaptureContext, Captured, Description, DescriptionId, Descriptor, Kind, Outside, ProcessView,
     Table, devices, directories, epoll, eventfd, fifos, files, inet, inherited, locks, memfd,
-    netlink, owner, pidfd, pipes, ptys, signalfd, stdio, tcp, timerfd, ttys, udp, unix_sockets,
-    unsupported,
+    mqueues, netlink, owner, pidfd, pipes, ptys, signalfd, stdio, tcp, timerfd, ttys, udp,
+    unix_sockets, unsupported,
 };
 use crate::error::Context;
 use crate::{EngineError, Refusal};
@@ -350,9 +350,12 @@ fn classify(whole: &Survey, index: usize) -> Result<Kind, Obstacle> {
         (None, FileType::RegularFile) if memfd::is_memfd(found) => {
             Kind::MemFd(memfd::capture(found, ctx)?)
         }
-        (None, FileType::RegularFile) => match unsupported::special_file(found) {
-            Some(obstacle) => return Err(obstacle),
-            None => Kind::File(files::capture(found, ctx)?),
+        (None, FileType::RegularFile) => match mqueues::capture(whole, found)? {
+            Some(state) => Kind::MessageQueue(state),
+            None => match unsupported::special_file(found) {
+                Some(obstacle) => return Err(obstacle),
+                None => Kind::File(files::capture(found, ctx)?),
+            },
         },
         (None, FileType::Socket) => return socket(whole, found),
         (None, _) => return Err(unsupported::refuse(found)),

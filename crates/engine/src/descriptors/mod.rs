@@ -26,6 +26,7 @@ pub mod inet;
 pub mod inherited;
 pub mod locks;
 pub mod memfd;
+pub mod mqueues;
 pub mod netlink;
 pub mod outside;
 pub mod owner;
@@ -126,6 +127,8 @@ pub enum Kind {
     Udp(udp::State),
     /// A netlink socket.
     Netlink(netlink::State),
+    /// A POSIX message queue.
+    MessageQueue(mqueues::State),
 }
 
 impl Kind {

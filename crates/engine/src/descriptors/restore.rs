@@ -3,8 +3,8 @@
 use super::pipes::Spares;
 use super::{
     Description, DescriptionId, Descriptor, Kind, Plan, ProcessView, RestoreContext, Table,
-    devices, directories, epoll, eventfd, fifos, files, inherited, locks, memfd, netlink, owner,
-    pidfd, pipes, ptys, signalfd, stdio, tcp, timerfd, ttys, udp, unix_sockets,
+    devices, directories, epoll, eventfd, fifos, files, inherited, locks, memfd, mqueues, netlink,
+    owner, pidfd, pipes, ptys, signalfd, stdio, tcp, timerfd, ttys, udp, unix_sockets,
 };
 use crate::error::Context;
 use crate::{EngineError, Refusal};
@@ -61,6 +61,7 @@ pub struct Opening<'a> {
     pub(super) connections: tcp::Making,
     pub(super) datagrams: udp::Making,
     pub(super) ptys: ptys::Making,
+    pub(super) queues: mqueues::Making,
     opened: Opened,
 }
 
@@ -99,6 +100,7 @@ impl Opening<'_> {
             Kind::UnixSocket(state) => unix_sockets::restore(state, id, self)?,
             Kind::Tcp(state) => tcp::restore(state, id, self)?,
             Kind::Udp(state) => udp::restore(state, id, self)?,
+            Kind::MessageQueue(state) => mqueues::restore(state, id, self)?,
             Kind::Netlink(state) => {
                 let (fd, notes) = netlink::restore(state)?;
                 self.notes.extend(notes);
@@ -215,6 +217,7 @@ pub fn open_all(descriptions: &[Description], ctx: &RestoreContext) -> Result<Op
         connections: tcp::Making::default(),
         datagrams: udp::Making::default(),
         ptys: ptys::Making::default(),
+        queues: mqueues::Making::default(),
         opened: Opened {
             first_free: ctx.first_free,
             ..Opened::default()
@@ -224,6 +227,7 @@ pub fn open_all(descriptions: &[Description], ctx: &RestoreContext) -> Result<Op
     opening.datagrams = udp::make_all(descriptions, &opening)?;
     opening.sockets = unix_sockets::make_all(descriptions, &opening)?;
     opening.ptys = ptys::make_all(descriptions, &opening)?;
+    opening.queues = mqueues::make_all(descriptions, &opening)?;
     let mut failures = Failures::default();
     for (index, description) in descriptions.iter().enumerate() {
         let id = DescriptionId(index as u32);
@@ -244,12 +248,14 @@ pub fn open_all(descriptions: &[Description], ctx: &RestoreContext) -> Result<Op
         connections,
         datagrams,
         ptys,
+        queues,
         ..
     } = opening;
     opened.terminals = ptys.finish(descriptions)?;
     notes.extend(connections.notes);
     notes.extend(datagrams.notes);
     notes.extend(inherited.note());
+    notes.extend(queues.finish(descriptions)?);
     opened.notes = notes;
     // Before epoll sets watch them: what arrives then is no news.
     let more = unix_sockets::fill_all(descriptions, sockets, &opened, ctx)?;

@@ -176,13 +176,11 @@ pub(super) fn device(found: &Found) -> Obstacle {
 
 /// A refusal of something that `stat` calls a regular file and that is none.
 pub(super) fn special_file(found: &Found) -> Option<Obstacle> {
-    const MQUEUE_MAGIC: u64 = 0x1980_0202;
     const NSFS_MAGIC: u64 = 0x6e73_6673;
     const SECRETMEM_MAGIC: u64 = 0x5345_434d;
     const DMABUF_MAGIC: u64 = 0x444d_4142;
     let magic = rustix::fs::statfs(found.proc_path().as_str()).ok()?.f_type as u64;
     let words = match magic {
-        MQUEUE_MAGIC => "a message queue (mq_open)",
         NSFS_MAGIC => "a namespace",
         SECRETMEM_MAGIC => "memory hidden from the kernel (memfd_secret)",
         DMABUF_MAGIC => "a buffer of a graphics driver",

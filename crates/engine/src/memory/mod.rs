@@ -2,13 +2,13 @@
 //!
 //! Saved: every area with its address, protection, sharing, file and offset, advice and locks; of private areas the pages that
 //! have contents of their own (never-touched pages stay untouched, zero pages cost nothing); of shared memory the contents,
-//! once for all processes ([`shared`]); start and end of heap, stack, arguments and environment ([`layout`]); the vdso
+//! once for all processes ([`shared`]; [`crate::ipc`] for System V segments); start and end of heap, stack, arguments and environment ([`layout`]); the vdso
 //! ([`vdso`]).
 //!
 //! Not saved: clean pages of mapped files (they are read from the file, which must not have changed: [`crate::file_policy`]); memory policy of
 //! mbind(2), which pages were swapped out.
 //!
-//! Refused by name: huge page file systems, System V segments, rings of io_setup(2) and io_uring, device memory, areas
+//! Refused by name: huge page file systems, rings of io_setup(2) and io_uring, device memory, areas
 //! registered with userfaultfd(2).
 //!
 //! Rests on: `VmFlags` of `/proc/PID/smaps`; the page map tells own pages from those of the file (`sys::pagemap`);
@@ -56,6 +56,15 @@ pub enum Backing {
     Vdso,
     /// The kernel's data for that code, by its bracketed name.
     Vvar(String),
+    /// A System V segment.
+    Segment {
+        /// Its id.
+        id: i32,
+        /// Bytes into it.
+        offset: u64,
+        /// Attached to be read only (`SHM_RDONLY`).
+        read_only: bool,
+    },
 }
 
 /// One area.
@@ -144,12 +153,6 @@ fn obstacle(vma: &Vma) -> Option<(&'static str, &'static str)> {
             "use transparent huge pages instead",
         ));
     }
-    if path.starts_with(b"/SYSV") {
-        return Some((
-            "System V shared memory cannot be saved yet",
-            "run the program without it, if it can",
-        ));
-    }
     if path.starts_with(b"/[aio]") {
         return Some((
             "the program uses asynchronous I/O (io_setup)",
@@ -236,7 +239,13 @@ pub fn areas(
             continue;
         }
         let mut vanished = false;
-        let backing = if path == b"[vdso]" {
+        let backing = if let Some(id) = vma.segment() {
+            Backing::Segment {
+                id,
+                offset: vma.offset,
+                read_only: !vma.has(b"mw"),
+            }
+        } else if path == b"[vdso]" {
             Backing::Vdso
         } else if path.starts_with(b"[vvar") {
             Backing::Vvar(String::from_utf8_lossy(path).into_owned())

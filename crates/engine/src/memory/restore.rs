@@ -125,7 +125,7 @@ pub fn map_areas(
 ) -> Result<(), EngineError> {
     for area in &state.areas {
         let (fd, offset) = match area.backing {
-            Backing::Vdso | Backing::Vvar(_) => continue,
+            Backing::Vdso | Backing::Vvar(_) | Backing::Segment { .. } => continue,
             Backing::Anonymous { .. } => (-1, 0),
             Backing::File { file, offset } => (descriptors.files + file as i32, offset),
             Backing::Shared { object, offset } => (descriptors.shared + object as i32, offset),

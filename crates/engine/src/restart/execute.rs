@@ -57,6 +57,7 @@ fn start(
 ) -> Result<Job, EngineError> {
     let tree = &*plan.tree;
     let births = Births::plan(tree);
+    let wanted = births.wanted(tree);
     let numbers = Numbers::of(tree);
     raise_descriptor_limit(numbers.end)?;
     let (events, keeper_end) = keeper::line().context(|| "making the keeper's line".into())?;
@@ -74,7 +75,7 @@ fn start(
         births: &births,
         numbers: &numbers,
         board,
-        ids: IdSource::new(plan.strategy, births.wanted(tree)),
+        ids: IdSource::new(plan.strategy, wanted.clone()),
         ready,
         stdio: &stdio,
         inherited: &inherited,
@@ -95,8 +96,13 @@ fn start(
     faults::pass("revive")?;
     // In a thread of its own: what dies while it is let go stays its tracer's, and would never be its parent's to wait for, until
     // the tracing thread ends (`exit_ptrace`, `kernel/ptrace.c`).
-    let revived = std::thread::scope(|scope| {
-        let tracing = scope.spawn(|| {
+    let revived = loop {
+        let tracing = || {
+            // Right after the processes were made, the kernel's counter stands before the ids of their threads.
+            let own = Pid(rustix::thread::gettid().as_raw_nonzero().get());
+            if wanted.contains(&own) {
+                return Ok(None);
+            }
             let way = revive::Way {
                 image,
                 plan,
@@ -105,11 +111,15 @@ fn start(
                 progress,
                 keeper: events.as_fd(),
             };
-            revive::revive(&way, &mut notes)
-        });
+            revive::revive(&way, &mut notes).map(Some)
+        };
         let panicked = |_| Err(EngineError::Failed("the restart panicked".into()));
-        tracing.join().unwrap_or_else(panicked)
-    })?;
+        let traced =
+            std::thread::scope(|scope| scope.spawn(tracing).join().unwrap_or_else(panicked))?;
+        if let Some(revived) = traced {
+            break revived;
+        }
+    };
     faults::pass("started")?;
     for note in &notes {
         progress.note(note);

@@ -9,6 +9,7 @@ use crate::EngineError;
 use crate::descriptors::{self, RestoreContext, ttys};
 use crate::error::Context;
 use crate::file_policy::{PathMap, ReadyFiles};
+use crate::ipc;
 use crate::keeper;
 use crate::model::Tree;
 use crate::store::Loader;
@@ -89,7 +90,8 @@ impl Maker<'_> {
 
     fn make_world(&self) -> Result<(), EngineError> {
         let mut notes = Vec::new();
-        world::enter(&self.plan.tree.clocks, &mut notes)?;
+        let tree = &self.plan.tree;
+        world::enter(&tree.clocks, world::wants_ipc(tree), &mut notes)?;
         for note in notes {
             self.note(&note);
         }
@@ -231,6 +233,9 @@ impl Maker<'_> {
             own_mounts: self.plan.strategy == Strategy::Namespaces,
             ..context
         };
+        let mut notes = Vec::new();
+        let segments = ipc::ids::make(&tree.ipc, self.plan.strategy, &loader, &mut notes)?;
+        notes.iter().for_each(|note| self.note(note));
         let opened = descriptors::open_all(&tree.descriptions, &context)?;
         for note in &opened.notes {
             self.note(note);
@@ -256,6 +261,8 @@ impl Maker<'_> {
             let _ = std::fs::write("/proc/sys/kernel/ns_last_pid", highest.to_string());
         }
         self.await_word(&supervisor)?;
+        // Whoever had them attached has them attached again.
+        drop(segments);
         keeper::tell_sealed(&supervisor, &descriptors::seal(&tree.descriptions, &opened));
         drop(opened);
         keeper::let_go_of_stdio();

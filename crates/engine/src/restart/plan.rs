@@ -1,10 +1,12 @@
 //! What a restart is going to do: decided, and everything that stands in the way found, before anything is touched.
 
 use super::births::Births;
-use super::strategy::{self, Strategy};
+use super::strategy::{self, Namespaces, Strategy};
+use super::world::wants_ipc;
 use super::{Options, context};
-use crate::descriptors::{self, ptys};
+use crate::descriptors::{self, mqueues, ptys};
 use crate::file_policy::{self, FilePlan, PathMap, PlanOptions};
+use crate::ipc;
 use crate::job::own_stdio;
 use crate::model::Tree;
 use crate::progress::{Progress, Step};
@@ -65,6 +67,17 @@ pub fn plan(
         refusals.extend(processor::missing(&tree.processor));
     }
     pseudo_terminals(&tree, strategy, &mut refusals);
+    ipc::ids::plan(&tree.ipc, strategy, &mut refusals);
+    let apart = strategy == Strategy::Namespaces && wants_ipc(&tree);
+    refusals.extend(mqueues::problems(&tree.descriptions, apart));
+    if apart && !Namespaces::look().ipc {
+        let reason = "this host does not let you make ipc namespaces, which its System V objects or message queues need";
+        refusals.push(refusal(
+            "strategy namespaces",
+            reason.into(),
+            "use --strategy burn",
+        ));
+    }
     let stdio = own_stdio();
     let inherited = stasis_sys::descriptor::inherited();
     let identity = |fd: &OwnedFd| file_policy::FileId::of(fd.as_fd());

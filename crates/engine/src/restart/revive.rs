@@ -7,6 +7,7 @@ use crate::calls::Calls;
 use crate::clocks::Passed;
 use crate::descriptors::inherited::{self, Inherited};
 use crate::error::Context;
+use crate::ipc::{segments, semaphores, undo};
 use crate::keeper;
 use crate::memory::restore::{self as areas, Descriptors, Places};
 use crate::memory::{layout, vdso};
@@ -132,6 +133,10 @@ pub fn revive(way: &Way<'_>, notes: &mut Vec<String>) -> Result<Revived, EngineE
             same_vdso,
         }
         .before_threads(one, notes)?;
+    }
+    // Whoever has made adjustments has changed semaphores.
+    for one in &mut reviving {
+        semaphores::use_again(&saved.ipc.sets, one.saved.pid, &mut one.calls)?;
     }
     let passed = match clocks_go_on(plan.strategy) {
         true => Passed::on(saved.clocks, pids[0]),
@@ -326,6 +331,7 @@ fn prepare<'a>(
         files: numbers.files,
         shared: numbers.shared,
     };
+    segments::attach(&saved.memory.areas, &tree.ipc.segments, &mut calls)?;
     areas::map_areas(&saved.memory, &descriptors, &mut calls)?;
     Ok((
         Reviving {
@@ -372,6 +378,8 @@ impl Finishing<'_> {
             libc::SYS_close_range,
             &[self.numbers.first_free as u64, u64::from(u32::MAX), 0],
         )?;
+        let ipc = &self.saved.ipc;
+        undo::restore(&ipc.undo, &ipc.sets, saved.pid, calls)?;
         attributes::restore_remotely(&saved.attributes, calls)
     }
 }

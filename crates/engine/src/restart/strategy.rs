@@ -57,6 +57,8 @@ pub struct Namespaces {
     pub time: bool,
     /// A fresh `/proc` can be mounted in them.
     pub proc: bool,
+    /// An ipc namespace in them.
+    pub ipc: bool,
 }
 
 /// What this host allows as far as ids depend on it.
@@ -191,6 +193,7 @@ impl Namespaces {
     const PID: i32 = 2;
     const TIME: i32 = 4;
     const PROC: i32 = 8;
+    const IPC: i32 = 16;
 
     /// Tries, in a child.
     #[must_use]
@@ -208,6 +211,7 @@ impl Namespaces {
             pid: found & Self::PID != 0,
             time: found & Self::TIME != 0,
             proc: found & Self::PROC != 0,
+            ipc: found & Self::IPC != 0,
         }
     }
 
@@ -223,6 +227,9 @@ impl Namespaces {
             return 0;
         }
         let mut found = Self::USER;
+        if namespace::unshare(namespace::IPC).is_ok() {
+            found |= Self::IPC;
+        }
         if namespace::unshare(namespace::PID).is_err() {
             return found;
         }

@@ -2,20 +2,21 @@
 
 use super::Strategy;
 use crate::EngineError;
+use crate::descriptors::mqueues;
 use crate::error::Context;
-use crate::model::Clocks;
+use crate::model::{Clocks, Tree};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use stasis_sys::namespace;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-/// Enters new user and mount namespaces, with the own ids mapped onto themselves, and makes the pid and time namespaces that the
+/// Enters new user and mount namespaces, an ipc namespace where `ipc` asks for one, with the own ids mapped onto themselves, and makes the pid and time namespaces that the
 /// next child is born into. The time namespace continues the program's clocks.
 ///
 /// # Errors
 /// When the host does not allow it. Without time namespaces (`CONFIG_TIME_NS`) the clocks jump, which `notes` tells.
-pub fn enter(clocks: &Clocks, notes: &mut Vec<String>) -> Result<(), EngineError> {
+pub fn enter(clocks: &Clocks, ipc: bool, notes: &mut Vec<String>) -> Result<(), EngineError> {
     let (uid, gid) = (
         rustix::process::geteuid().as_raw(),
         rustix::process::getegid().as_raw(),
@@ -27,6 +28,9 @@ pub fn enter(clocks: &Clocks, notes: &mut Vec<String>) -> Result<(), EngineError
     write("/proc/self/setgroups", "deny".into())?;
     write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
     write("/proc/self/gid_map", format!("{gid} {gid} 1"))?;
+    if ipc {
+        namespace::unshare(namespace::IPC).context(|| "making an ipc namespace".into())?;
+    }
     namespace::unshare(namespace::PID).context(|| "making a pid namespace".into())?;
     match namespace::unshare(namespace::TIME) {
         Ok(()) => {
@@ -39,7 +43,30 @@ pub fn enter(clocks: &Clocks, notes: &mut Vec<String>) -> Result<(), EngineError
         "/",
         MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
     )
-    .context(|| "making mounts private".into())
+    .context(|| "making mounts private".into())?;
+    if ipc {
+        mount_queues()?;
+    }
+    Ok(())
+}
+
+/// Whether `tree` is to have an ipc namespace of its own where its strategy is namespaces: ids of System V objects can be chosen
+/// there, and all ids and names are free.
+#[must_use]
+pub fn wants_ipc(tree: &Tree) -> bool {
+    !tree.ipc.is_empty() || mqueues::want_namespace(&tree.descriptions)
+}
+
+/// Where the host shows its POSIX message queues, the job's own are shown instead.
+fn mount_queues() -> Result<(), EngineError> {
+    const PLACE: &str = "/dev/mqueue";
+    const MAGIC: u64 = 0x1980_0202;
+    if rustix::fs::statfs(PLACE).is_ok_and(|fs| fs.f_type as u64 == MAGIC) {
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        mount("mqueue", PLACE, "mqueue", flags, None::<&std::ffi::CStr>)
+            .context(|| format!("mounting {PLACE}"))?;
+    }
+    Ok(())
 }
 
 /// Whether a restarted program's clocks go on from the checkpoint.

@@ -100,16 +100,6 @@ at(10, system(298, ctypes.byref(attr), 0, -1, -1, 8))";
 }
 
 #[test]
-fn message_queues() {
-    let program = "name = b'stasis-test-%d' % os.getpid()
-at(10, system(240, name, 0o102, 0o600, None)); system(241, name)";
-    let Some(program) = available(program, "mq_open") else {
-        return;
-    };
-    assert!(one(program).contains("a message queue"));
-}
-
-#[test]
 fn namespaces() {
     assert!(one("at(10, os.open('/proc/self/ns/net', os.O_RDONLY))").contains("a namespace"));
 }

@@ -235,6 +235,7 @@ fn kind(kind: &Kind) -> &'static str {
         Kind::Tcp(_) => "TCP socket",
         Kind::Udp(_) => "UDP socket",
         Kind::Netlink(_) => "netlink socket",
+        Kind::MessageQueue(_) => "message queue",
     }
 }
 
@@ -273,6 +274,9 @@ fn of_area(area: &Area, tree: &Tree) -> AreaSummary {
         }
         Backing::Vdso => "[vdso]".into(),
         Backing::Vvar(name) => name.clone(),
+        Backing::Segment { id, offset, .. } => {
+            format!("System V shared memory segment {id} +{offset:#x}")
+        }
     };
     AreaSummary {
         start: area.range.start,

@@ -330,6 +330,7 @@ mod tests {
                     pid: true,
                     time: true,
                     proc: true,
+                    ipc: true,
                 },
                 shows_last_id: true,
             },
