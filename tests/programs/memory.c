@@ -341,6 +341,8 @@ static size_t layout(char *to, size_t size) {
         } else if (!skip && strncmp(line, "VmFlags:", 8) == 0) {
             without(line, " sd");
             without(line, " ac");
+            /* Dirty tracking: documented to be seen. */
+            without(line, " uw");
             size_t have = strlen(area.what);
             snprintf(area.what + have, sizeof area.what - have, " %s", line + 9);
             used = emit(to, size, used, &last, &area);

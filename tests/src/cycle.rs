@@ -3,7 +3,7 @@
 
 use crate::random::Random;
 use crate::running::{Exit, Finished, Running};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, tracking};
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -331,6 +331,11 @@ pub fn verify_after_restart_with<S: AsRef<std::ffi::OsStr>>(
         looked.success(),
         "it can be saved, and the look says: {looked:?}"
     );
+    if tracking().is_some() {
+        // Nothing is clean before the third.
+        job.checkpoint();
+        job.checkpoint();
+    }
     let first = job.checkpoint();
     look(&first);
     sandbox.write("go", "");

@@ -88,6 +88,12 @@ pub struct Sandbox {
     fronts: RefCell<Vec<i32>>,
 }
 
+/// How the memory of all jobs is to be tracked, where somebody has asked for that: their checkpoints are increments then, and what
+/// is said to be clean is compared.
+pub(crate) fn tracking() -> Option<String> {
+    std::env::var("STASIS_TEST_TRACKING").ok()
+}
+
 impl Sandbox {
     /// A sandbox of an ordinary user.
     #[must_use]
@@ -117,7 +123,7 @@ impl Sandbox {
             .expect("a directory for the test")
             .keep();
         fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).expect("opening it to all");
-        let sandbox = Sandbox {
+        let mut sandbox = Sandbox {
             root,
             mark,
             user,
@@ -128,6 +134,12 @@ impl Sandbox {
             restart_options: ["--keep", "99"].map(String::from).into(),
             fronts: RefCell::default(),
         };
+        if let Some(tracking) = tracking() {
+            let options = ["--incremental".into(), format!("--tracking={tracking}")];
+            sandbox.run_options.extend(options.clone());
+            sandbox.restart_options.extend(options);
+            (sandbox.env).push(("STASIS_TEST_FAULT".into(), "pretend@doubt".into()));
+        }
         for name in ["home", "run", "tmp", "images", "work"] {
             let dir = sandbox.root.join(name);
             fs::create_dir(&dir).expect("a directory in the sandbox");

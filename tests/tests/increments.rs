@@ -13,6 +13,8 @@ fn sandbox() -> Sandbox {
     for options in [&mut sandbox.run_options, &mut sandbox.restart_options] {
         *options = ["--incremental", "--keep", "2"].map(String::from).into();
     }
+    // What is said not to have changed is read nevertheless, and the checkpoint fails where it has.
+    sandbox.env = vec![("STASIS_TEST_FAULT".into(), "pretend@doubt".into())];
     sandbox
 }
 

@@ -38,6 +38,7 @@ const CALLS: &[&str] = &[
     "forking-aimed",
     "forking-called",
     "forking-born",
+    "forking-tracked",
     "forking-noticed",
 ];
 
@@ -99,8 +100,17 @@ fn is_left_alone(sandbox: &Sandbox, supervisor: i32) {
     });
 }
 
+/// Where memory is tracked, there is one more step.
+fn sandbox_for(step: &str) -> Sandbox {
+    let mut sandbox = Sandbox::new();
+    if step == "forking-tracked" {
+        sandbox.run_options.push("--incremental".into());
+    }
+    sandbox
+}
+
 fn killed_at(step: &str) -> Finished {
-    let sandbox = Sandbox::new();
+    let sandbox = sandbox_for(step);
     let mut job = start(&sandbox, Some(format!("kill@{step}")));
     let supervisor = supervisor(&job);
     let request = sandbox.stasis(["checkpoint", "job"]);
@@ -179,7 +189,7 @@ fn remote_calls_fail() {
     need!("cc");
     for step in CALLS {
         if step.starts_with("forking") {
-            let sandbox = Sandbox::new();
+            let sandbox = sandbox_for(step);
             let mut job = start(&sandbox, Some(format!("fail@{step}")));
             let image = job.checkpoint();
             goes_on(&mut job);

@@ -3,6 +3,7 @@
 use crate::names::ENDING;
 use crate::{Failure, options, output};
 use clap::ArgMatches;
+use stasis_engine::tracking::Track;
 use stasis_supervisor::Interval;
 use stasis_supervisor::front::{self, End, Screen};
 use stasis_supervisor::schedule::{Cadence, Economy};
@@ -64,6 +65,7 @@ pub(crate) fn settings(job: Job, matches: &ArgMatches) -> Settings {
         economy: Economy::default(),
         // An image that takes the place of the one before it cannot lean on it.
         incremental: false,
+        tracking: Track::default(),
         secret: None,
         keys: Arc::default(),
         pause: false,

@@ -8,6 +8,7 @@ use crate::memory::{self, Area};
 use crate::progress::{Progress, Step};
 use crate::space::{self, Modest};
 use crate::store::{MemorySource, Store};
+use crate::tracking::Track;
 use crate::{EngineError, Job, faults, twin};
 use serde::{Deserialize, Serialize};
 use stasis_image::{
@@ -47,6 +48,8 @@ pub struct Options {
     pub nice: u8,
     /// An older image of this job in the same directory: what it holds already is not stored again.
     pub older: Option<Arc<Image>>,
+    /// Images are made so that later ones can build upon them, and memory is tracked as far as it says.
+    pub increments: Option<Track>,
     /// What the image is encrypted with.
     pub secret: Option<Secret>,
     /// The image takes the place of an older one of the same name, if there is one.
@@ -136,6 +139,8 @@ pub struct Report {
     pub written: u64,
     /// Older files that it takes contents from.
     pub bases: usize,
+    /// Bytes of memory that were known not to have changed, and not read.
+    pub unread: u64,
     /// What the user should know (connections to be reset, decisions taken).
     pub notes: Vec<String>,
 }
@@ -219,6 +224,13 @@ fn trace(
     if let Some(older) = &options.older {
         writer = writer.based_on(Arc::clone(older));
     }
+    let track = options.increments.unwrap_or(Track::No);
+    if options.increments.is_some() {
+        writer = writer.in_fine_pieces();
+    }
+    if faults::asked("doubt") {
+        writer = writer.doubting();
+    }
     let store = Store::new(writer);
     let others = |point| match &options.barrier {
         Some(barrier) => barrier.wait(point),
@@ -252,13 +264,17 @@ fn trace(
     let wanted = wanted_twins(&frozen, &mut captured, options);
     if wanted.contains(&true) {
         progress.step(Step::Twin);
-        match twin::fork_all(&mut frozen, &wanted) {
+        let tracked =
+            (job.memory.tracking).prepare(&frozen, &captured.tree.processes, &wanted, track);
+        match twin::fork_all(&mut frozen, &wanted, &tracked) {
             Ok(made) => twins = made,
             Err(error) => captured.notes.push(format!(
                 "the program stands still while it is written: {error}"
             )),
         }
     }
+    let tracking = &mut job.memory.tracking;
+    tracking.adopt(&frozen, &captured.tree.processes, &mut twins, track);
     drop(room);
     faults::pass("twins")?;
     progress.step(Step::Write);
@@ -270,9 +286,10 @@ fn trace(
         .map(|p| Some((capture::living(p), &p.memory)))
         .collect();
     let now = |process: usize, area: &Area| twins[process].is_none() || !area.is_in_twin();
-    write_private(&sources, &mut captured, &store, now, progress)?;
+    write_private(&sources, &[], &mut captured, &store, now, progress)?;
     others(Point::Captured)?;
     faults::pass("written")?;
+    let pids: Vec<Pid> = frozen.processes.iter().map(|process| process.pid).collect();
     let (processes, threads) = (
         frozen.processes.len(),
         frozen.processes.iter().map(|p| p.threads.len()).sum(),
@@ -289,12 +306,19 @@ fn trace(
     };
     let modest = Modest::new(if held.is_some() { 0 } else { options.nice });
     if twins.iter().any(Option::is_some) {
+        tracking.scan();
+        let clean: Vec<Vec<Run>> = match &options.older {
+            Some(older) => (pids.iter())
+                .map(|pid| tracking.clean(*pid, &older.header().checksum))
+                .collect(),
+            None => Vec::new(),
+        };
         let sources: Vec<_> = twins
             .iter()
             .map(|twin| twin.as_ref().map(|twin| (twin.pid, &twin.memory)))
             .collect();
         let in_twin = |_, area: &Area| area.is_in_twin();
-        write_private(&sources, &mut captured, &store, in_twin, progress)?;
+        write_private(&sources, &clean, &mut captured, &store, in_twin, progress)?;
         faults::pass("twins-written")?;
     }
     drop(twins);
@@ -303,11 +327,12 @@ fn trace(
     let metadata = captured.tree.encode()?;
     progress.step(Step::Commit);
     faults::pass("committing")?;
-    let captured_bytes = store.captured();
+    let (captured_bytes, unread) = (store.captured(), store.unread());
     let finished = store.writer.finish(&metadata)?;
     others(Point::Complete)?;
     faults::pass("complete")?;
     let committed = finished.commit()?;
+    tracking.committed(committed.checksum);
     if let Some(frozen) = held {
         end(&frozen);
     }
@@ -323,6 +348,7 @@ fn trace(
         captured: captured_bytes,
         written: committed.file_len,
         bases: committed.bases,
+        unread,
         notes: captured.notes,
     })
 }
@@ -365,15 +391,17 @@ fn wanted_twins(frozen: &Frozen, captured: &mut Captured, options: &Options) -> 
         .collect()
 }
 
-/// Writes the private memory that `wanted` picks, of every process that has a source, from that.
+/// Writes the private memory that `wanted` picks, of every process that has a source, from that; what is `clean` of each is in the
+/// older image.
 fn write_private(
     sources: &[Option<(Pid, &Memory)>],
+    clean: &[Vec<Run>],
     captured: &mut Captured,
     store: &Store,
     wanted: impl Fn(usize, &Area) -> bool,
     progress: &dyn Progress,
 ) -> Result<(), EngineError> {
-    let mut parts: Vec<(ObjectId, MemorySource<'_>, Vec<Run>)> = Vec::new();
+    let mut parts = Vec::new();
     for ((n, source), process) in sources.iter().enumerate().zip(&mut captured.tree.processes) {
         let Some((pid, memory)) = source else {
             continue;
@@ -382,16 +410,19 @@ fn write_private(
         let wanted = |area: &Area| wanted(n, area);
         memory::pages(*pid, &process.memory.areas, wanted, &mut pages)?;
         let object = ObjectId(process.memory.contents);
-        parts.push((object, MemorySource(memory), memory::runs(&pages.own)));
+        let runs = memory::runs(&pages.own);
+        let clean = clean.get(n).map_or(&[][..], Vec::as_slice);
+        parts.push((object, MemorySource(memory), runs, clean));
         process.memory.stored.append(&mut pages.own);
         process.memory.guards.append(&mut pages.guards);
     }
     let jobs: Vec<StoreJob<'_>> = parts
         .iter()
-        .map(|(object, source, runs)| StoreJob {
+        .map(|(object, source, runs, clean)| StoreJob {
             object: *object,
             source,
             runs,
+            clean,
         })
         .collect();
     let bytes = jobs
@@ -401,6 +432,7 @@ fn write_private(
         .sum();
     let stored = watched(store, bytes, progress, || store.writer.store_all(&jobs))?;
     store.count(stored.read_len);
+    store.count_unread(stored.clean_len);
     Ok(())
 }
 

@@ -27,8 +27,8 @@ pub struct Host {
     pub pid_max: Option<u32>,
     /// Whether `PAGEMAP_SCAN` works (Linux 6.7 and newer).
     pub pagemap_scan: bool,
-    /// Whether `userfaultfd(2)` works.
-    pub userfaultfd: bool,
+    /// Whether writes to memory can be tracked ([`crate::tracking`]).
+    pub tracks_writes: bool,
     /// Whether the kernel shows POSIX timers (`/proc/PID/timers`, CONFIG_CHECKPOINT_RESTORE).
     pub shows_timers: bool,
     /// Whether the kernel lists children (`/proc/PID/task/TID/children`, CONFIG_PROC_CHILDREN).
@@ -52,7 +52,7 @@ impl Host {
             ids: Abilities::look(),
             pid_max: number("/proc/sys/kernel/pid_max"),
             pagemap_scan: pagemap_scan(),
-            userfaultfd: userfaultfd::open().is_ok(),
+            tracks_writes: userfaultfd::tracks().unwrap_or(false),
             shows_timers: fs::metadata("/proc/self/timers").is_ok(),
             shows_children: fs::metadata("/proc/thread-self/children").is_ok(),
             chooses_timer_ids: timer::ids_can_be_chosen(),

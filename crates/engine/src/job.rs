@@ -2,6 +2,7 @@
 
 use crate::descriptors::{Inherited, Outside};
 use crate::file_policy::FileRecord;
+use crate::tracking::Tracking;
 use rustix::io::fcntl_dupfd_cloexec;
 use stasis_sys::Pid;
 use std::os::fd::{AsFd, OwnedFd};
@@ -40,6 +41,8 @@ pub struct Memory {
     pub sleeping: std::collections::HashMap<Pid, crate::timed_calls::Sleeping>,
     /// The files of the last checkpoint: what has not changed since is not read again.
     pub files: Vec<FileRecord>,
+    /// What has been written since the last checkpoint.
+    pub tracking: Tracking,
 }
 
 /// Duplicates of the calling process's standard descriptors; `None` for one that is closed.

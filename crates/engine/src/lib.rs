@@ -44,6 +44,7 @@ pub mod store;
 pub mod threads;
 pub mod timed_calls;
 pub mod timers;
+pub mod tracking;
 pub mod transfers;
 pub mod tree;
 pub mod twin;

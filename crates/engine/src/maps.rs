@@ -30,6 +30,8 @@ pub struct Vma {
     pub resident: u64,
     /// Its memory protection key (`pkeys(7)`).
     pub key: u64,
+    /// Bytes in transparent huge pages.
+    pub huge: u64,
 }
 
 impl Vma {
@@ -100,6 +102,8 @@ fn parse(text: &[u8]) -> Vec<Vma> {
                 area.key = kilobytes(value) >> 10;
             } else if let Some(value) = line.strip_prefix(b"Rss:") {
                 area.resident = kilobytes(value);
+            } else if let Some(value) = line.strip_prefix(b"AnonHugePages:") {
+                area.huge = kilobytes(value);
             }
         }
     }

@@ -18,6 +18,7 @@ pub struct Store {
     pub writer: ImageWriter,
     next: AtomicU32,
     captured: AtomicU64,
+    unread: AtomicU64,
 }
 
 impl Store {
@@ -28,6 +29,7 @@ impl Store {
             writer,
             next: AtomicU32::new(1),
             captured: AtomicU64::new(0),
+            unread: AtomicU64::new(0),
         }
     }
 
@@ -47,6 +49,17 @@ impl Store {
     /// Counts bytes that were captured.
     pub fn count(&self, bytes: u64) {
         self.captured.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts bytes among these that did not have to be read.
+    pub fn count_unread(&self, bytes: u64) {
+        self.unread.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes so far that did not have to be read.
+    #[must_use]
+    pub fn unread(&self) -> u64 {
+        self.unread.load(Ordering::Relaxed)
     }
 
     /// Bytes captured so far.

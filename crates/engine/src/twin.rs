@@ -15,10 +15,13 @@ use crate::error::Context;
 use crate::freeze::{Frozen, FrozenProcess};
 use crate::memory::vdso;
 use crate::{faults, maps, signals};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use stasis_sys::userfaultfd;
 use stasis_sys::{Pid, procfs};
 use stasis_tracee::slot::{self, Excursion, Identity, Slot};
 use stasis_tracee::{Born, Memory, Remote, Running, Stopped, TraceError};
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 /// A process's twin. Dropping it ends it.
@@ -28,6 +31,8 @@ pub struct Twin {
     pub pid: Pid,
     /// Its memory: the program's at the moment of the fork.
     pub memory: Memory,
+    /// A userfault descriptor of the program's own memory, where one was wanted and could be had ([`crate::tracking`]).
+    pub userfault: Option<OwnedFd>,
     stopped: Option<Stopped>,
 }
 
@@ -41,18 +46,22 @@ impl Drop for Twin {
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Forks a twin of every process that is `wanted`.
+/// Forks a twin of every process that is `wanted`, with a userfault descriptor where it is to be `tracked`.
 ///
 /// # Errors
 /// When one cannot be made (process limit, memory): those made are gone again, and the program is as it was.
-pub fn fork_all(frozen: &mut Frozen, wanted: &[bool]) -> Result<Vec<Option<Twin>>, EngineError> {
-    let processes = frozen.processes.iter_mut().zip(wanted);
+pub fn fork_all(
+    frozen: &mut Frozen,
+    wanted: &[bool],
+    tracked: &[bool],
+) -> Result<Vec<Option<Twin>>, EngineError> {
+    let processes = frozen.processes.iter_mut().zip(wanted).zip(tracked);
     processes
-        .map(|(process, wanted)| wanted.then(|| fork(process)).transpose())
+        .map(|((process, wanted), tracked)| wanted.then(|| fork(process, *tracked)).transpose())
         .collect()
 }
 
-fn fork(process: &mut FrozenProcess) -> Result<Twin, EngineError> {
+fn fork(process: &mut FrozenProcess, tracked: bool) -> Result<Twin, EngineError> {
     let thread = process.threads.first_mut().ok_or(EngineError::Gone)?;
     let path = format!("/proc/{}/status", thread.tid);
     let status = procfs::read_to_string(&path).context(|| format!("reading {path}"))?;
@@ -67,19 +76,24 @@ fn fork(process: &mut FrozenProcess) -> Result<Twin, EngineError> {
     };
     let stopped = thread.stopped.take().ok_or(EngineError::Gone)?;
     let mut excursion = Excursion::begin(stopped, &identity)?;
-    let slot = excursion.fork();
+    let slot = excursion.fork(tracked);
     let writing = || format!("writing to process {}", process.virtual_pid);
     process
         .memory
         .write(&slot.code, padding.start)
         .context(writing)?;
-    let segments: Vec<_> = vmas
+    let segments = vmas
         .iter()
         .filter(|vma| vma.segment().is_some())
         .map(|vma| vma.range.clone())
         .collect();
-    let ways = (instruction, signals::ignores_trap(&status));
-    let made = fork_in(&mut excursion, &slot, padding.start, ways, &segments);
+    let ways = Ways {
+        instruction,
+        ignores_trap: signals::ignores_trap(&status),
+        tracked,
+        segments,
+    };
+    let made = fork_in(&mut excursion, &slot, padding.start, &ways);
     let forked = match made {
         Ok(twin) => twin,
         Err(error) => {
@@ -96,13 +110,23 @@ fn fork(process: &mut FrozenProcess) -> Result<Twin, EngineError> {
     forked
 }
 
+/// How the intermediate and the twin are made to make calls.
+struct Ways {
+    /// Where a `syscall` instruction is.
+    instruction: u64,
+    ignores_trap: bool,
+    /// A userfault descriptor is wanted.
+    tracked: bool,
+    /// System V segments, which the twin gives up.
+    segments: Vec<Range<u64>>,
+}
+
 /// Lets the thread fork. An error of the fork itself leaves the thread in its slot, to be brought back.
 fn fork_in(
     excursion: &mut Excursion,
     slot: &Slot,
     address: u64,
-    ways: (u64, bool),
-    segments: &[Range<u64>],
+    ways: &Ways,
 ) -> Result<Result<Twin, EngineError>, EngineError> {
     excursion.aim(slot, address)?;
     faults::pass("forking-aimed")?;
@@ -112,7 +136,7 @@ fn fork_in(
     while !excursion.advance()? {
         if let Some(intermediate) = excursion.born() {
             faults::pass("forking-born")?;
-            twin = Some(take_twin(intermediate, ways, segments)?);
+            twin = Some(take_twin(intermediate, ways)?);
         }
     }
     faults::pass("forking-noticed")?;
@@ -127,14 +151,15 @@ fn fork_in(
 }
 
 /// Lets the intermediate make the twin and end. Both would end by themselves without us.
-fn take_twin(
-    intermediate: Pid,
-    (instruction, ignores_trap): (u64, bool),
-    segments: &[Range<u64>],
-) -> Result<Result<Twin, EngineError>, EngineError> {
+fn take_twin(intermediate: Pid, ways: &Ways) -> Result<Result<Twin, EngineError>, EngineError> {
     let mut stopped = Running::born(intermediate).wait(LIMIT, &mut Born::default())?;
     // What it makes inherits that.
     stopped.die_with_us()?;
+    let mut userfault = None;
+    if ways.tracked {
+        (stopped, userfault) = open_userfault(stopped, ways)?;
+        faults::pass("forking-tracked")?;
+    }
     let mut born = Born::default();
     let ended = stopped.resume()?.wait(LIMIT, &mut born);
     let Some(pid) = born.0.first().copied() else {
@@ -151,7 +176,7 @@ fn take_twin(
         }
     }
     let stopped = Running::born(pid).wait(LIMIT, &mut Born::default())?;
-    let mut remote = Remote::begin(stopped, instruction, ignores_trap)?;
+    let mut remote = Remote::begin(stopped, ways.instruction, ways.ignores_trap)?;
     // A twin that kept the program's descriptors would keep pipes open that the program closes.
     let mut closed = remote.call(
         "close_range",
@@ -159,7 +184,7 @@ fn take_twin(
         &[0, u64::from(u32::MAX), 0],
     );
     // System V segments tell how often they are attached, and some go when nobody has them any more.
-    for segment in segments {
+    for segment in &ways.segments {
         let arguments = [segment.start, segment.end - segment.start];
         closed = closed.and(remote.call("munmap", libc::SYS_munmap, &arguments));
     }
@@ -176,8 +201,36 @@ fn take_twin(
                 }));
             }
         },
+        userfault,
         stopped: None,
     };
     twin.stopped = Some(stopped);
     Ok(closed.map(|_| twin).map_err(EngineError::from))
+}
+
+/// Has the intermediate, whose memory is the program's, open a userfault descriptor, and takes it over. Where that cannot be had,
+/// the memory is not tracked.
+fn open_userfault(
+    intermediate: Stopped,
+    ways: &Ways,
+) -> Result<(Stopped, Option<OwnedFd>), EngineError> {
+    let pid = intermediate.tid();
+    let mut remote = Remote::begin(intermediate, ways.instruction, ways.ignores_trap)?;
+    let flags = (userfaultfd::USER_MODE_ONLY | libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
+    let opened = remote.call("userfaultfd", libc::SYS_userfaultfd, &[flags]);
+    let stopped = remote.finish()?;
+    let number = match opened {
+        Ok(number) => number as i32,
+        Err(error) if error.is_death() => return Err(error.into()),
+        Err(error) => {
+            tracing::debug!(%error, "memory is not tracked");
+            return Ok((stopped, None));
+        }
+    };
+    let taken = match rustix::process::Pid::from_raw(pid.0) {
+        Some(pid) => pidfd_open(pid, PidfdFlags::empty())
+            .and_then(|pidfd| pidfd_getfd(pidfd, number, PidfdGetfdFlags::empty())),
+        None => Err(rustix::io::Errno::SRCH),
+    };
+    Ok((stopped, taken.ok()))
 }

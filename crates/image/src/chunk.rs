@@ -9,6 +9,11 @@ use crate::source::{Run, StoreJob};
 /// one more index record cost more than the zeros do.
 const WORTHY_HOLE: usize = 16 * PAGE;
 
+/// The pieces that contents are named in where later images are to find small changes.
+pub(crate) const FINE: usize = 64 << 10;
+/// A stretch of pages that is the same, below which it costs less to store it again than to name and to read it apart.
+pub(crate) const SHORTEST: usize = 2 * PAGE;
+
 /// What one worker does at a time: at most [`CHUNK`] bytes of one object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Chunk {
@@ -122,6 +127,7 @@ mod tests {
             object: ObjectId(0),
             source: &source,
             runs,
+            clean: &[],
         }];
         Cursor::new(&jobs)
             .map(|chunk| (chunk.offset, chunk.len))
@@ -168,6 +174,7 @@ mod tests {
             object: ObjectId(0),
             source: &source,
             runs: &runs,
+            clean: &[],
         }];
         assert_eq!(
             Cursor::new(&jobs).next(),

@@ -20,7 +20,7 @@ use crate::reader::{Image, used};
 use crate::stored::Stored;
 
 /// So many bytes are compared before it is asked whether that pays.
-const TRIAL: u64 = 64 << 20;
+const TRIAL: u64 = 8 << 20;
 /// One chunk in so many is compared where it did not pay.
 const SAMPLE: u64 = 16;
 
@@ -119,20 +119,29 @@ impl Known {
         fits(self.own().by_hash.get(hash)).or_else(|| fits(self.older.as_ref()?.by_hash.get(hash)))
     }
 
+    /// What the older image has of a part of an object: all pieces that reach into it, in order.
+    pub(crate) fn of_older(&self, wanted: &Extent) -> Vec<Extent> {
+        let Some(older) = &self.older else {
+            return Vec::new();
+        };
+        let extents = older.image.extents(wanted.object);
+        let from = extents.partition_point(|extent| extent.end() <= wanted.offset);
+        let until = extents.partition_point(|extent| extent.offset < wanted.end());
+        let seen = |extent: &Extent| Extent {
+            place: seen_from_later(extent.place),
+            ..*extent
+        };
+        extents
+            .get(from..until)
+            .map_or_else(Vec::new, |extents| extents.iter().map(seen).collect())
+    }
+
     /// What an older version of `len` bytes from `offset` of an object on may be made of: pieces, in order.
     pub(crate) fn by_place(&self, wanted: &Extent) -> Vec<Extent> {
         let (offset, end) = (wanted.offset, wanted.end());
-        if let Some(older) = &self.older {
-            let extents = older.image.extents(wanted.object);
-            let from = extents.partition_point(|extent| extent.end() <= offset);
-            let until = extents.partition_point(|extent| extent.offset < end);
-            if from < until {
-                let seen = |extent: &Extent| Extent {
-                    place: seen_from_later(extent.place),
-                    ..*extent
-                };
-                return extents[from..until].iter().map(seen).collect();
-            }
+        let older = self.of_older(wanted);
+        if !older.is_empty() {
+            return older;
         }
         let own = self.own();
         let there = own.by_chunk.get(&(offset / CHUNK as u64));

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::chunk::{Chunk, worth_storing};
+use crate::chunk::{Chunk, FINE, SHORTEST, worth_storing};
 use crate::compression::{Compression, Compressor};
 use crate::error::ImageError;
 use crate::format::limits::PAGE;
@@ -40,9 +40,6 @@ impl Worker {
     }
 }
 
-/// A stretch of pages that is the same, below which it costs less to store it again than to name and to read it apart.
-const SHORTEST: usize = 2 * PAGE;
-
 /// A stretch of a part: the same as in an old piece, or new.
 type Stretch = (Range<usize>, Option<Extent>);
 
@@ -54,33 +51,236 @@ impl ImageWriter {
         chunk: Chunk,
     ) -> Result<(), ImageError> {
         let Chunk { offset, len, .. } = chunk;
+        let first = worker.extents.len();
+        let clean = if self.known.older.is_some() {
+            job.stretches(offset, len as u64)
+        } else {
+            vec![(offset..offset + len as u64, false)]
+        };
+        for (stretch, is_clean) in clean {
+            if is_clean {
+                self.take_over(worker, job, stretch)?;
+            } else {
+                self.store_stretch(worker, job, stretch)?;
+            }
+        }
+        self.count_read(len as u64);
+        worker.stored.read_len += len as u64;
+        let pieces = &worker.extents[first..];
+        self.known.remember(pieces);
+        worker.stored.logical_len += pieces.iter().map(|piece| piece.len).sum::<u64>();
+        worker.stored.extents += pieces.len() as u64;
+        Ok(())
+    }
+
+    /// Reads a stretch into the buffer.
+    fn read(
+        &self,
+        worker: &mut Worker,
+        job: &StoreJob<'_>,
+        stretch: &Range<u64>,
+    ) -> Result<usize, ImageError> {
+        let len = (stretch.end - stretch.start) as usize;
         // Room for the zeros after the last page; grows once to what is needed and stays.
         let room = len.next_multiple_of(PAGE) + PAGE;
         if worker.buffer.len() < room {
             worker.buffer.resize(room, 0);
         }
-        let data = &mut worker.buffer[..len];
         job.source
-            .read_exact_at(data, offset)
+            .read_exact_at(&mut worker.buffer[..len], stretch.start)
             .map_err(|source| ImageError::SourceRead {
                 object: job.object,
-                offset,
+                offset: stretch.start,
                 len: len as u64,
                 source,
             })?;
-        self.count_read(len as u64);
-        worker.stored.read_len += len as u64;
+        Ok(len)
+    }
 
+    /// Reads a stretch and stores it, or what of it is not known.
+    fn store_stretch(
+        &self,
+        worker: &mut Worker,
+        job: &StoreJob<'_>,
+        stretch: Range<u64>,
+    ) -> Result<(), ImageError> {
+        let len = self.read(worker, job, &stretch)?;
         // At most 60 of them (a part and a hole take 17 pages), and usually one.
-        let parts: Vec<_> = worth_storing(data, offset).collect();
-        let first = worker.extents.len();
+        let parts: Vec<_> = worth_storing(&worker.buffer[..len], stretch.start).collect();
         for part in parts {
-            self.store_part(worker, job.object, offset, part)?;
+            if self.fine {
+                self.store_finely(worker, job.object, stretch.start, part)?;
+            } else {
+                self.store_part(worker, job.object, stretch.start, part)?;
+            }
         }
-        let pieces = &worker.extents[first..];
-        self.known.remember(pieces);
-        worker.stored.logical_len += pieces.iter().map(|piece| piece.len).sum::<u64>();
-        worker.stored.extents += pieces.len() as u64;
+        Ok(())
+    }
+
+    /// Names what the older image has of a stretch that has not changed. What that one has not is zero now as then.
+    fn take_over(
+        &self,
+        worker: &mut Worker,
+        job: &StoreJob<'_>,
+        stretch: Range<u64>,
+    ) -> Result<(), ImageError> {
+        let whole = Extent {
+            object: job.object,
+            offset: stretch.start,
+            len: stretch.end - stretch.start,
+            place: Place::NONE,
+            hash: [0; 32],
+        };
+        let pieces = self.known.of_older(&whole);
+        if self.doubting {
+            self.check_clean(worker, job, &stretch, &pieces)?;
+        }
+        for piece in pieces {
+            let range = piece.offset.max(stretch.start)..piece.end().min(stretch.end);
+            if range == (piece.offset..piece.end()) {
+                worker.stored.clean_len += piece.len;
+                worker.extents.push(piece);
+                continue;
+            }
+            // Of a part there is no hash yet.
+            let len = self.read(worker, job, &range)?;
+            worker.extents.push(Extent {
+                offset: range.start,
+                len: len as u64,
+                place: piece.place.further(range.start - piece.offset),
+                hash: blake3::hash(&worker.buffer[..len]).into(),
+                ..piece
+            });
+        }
+        Ok(())
+    }
+
+    /// Compares what is said not to have changed with what the older image has.
+    fn check_clean(
+        &self,
+        worker: &mut Worker,
+        job: &StoreJob<'_>,
+        stretch: &Range<u64>,
+        pieces: &[Extent],
+    ) -> Result<(), ImageError> {
+        let len = self.read(worker, job, stretch)?;
+        let mut expected = vec![0; len];
+        for piece in pieces {
+            let range = piece.offset.max(stretch.start)..piece.end().min(stretch.end);
+            let place = piece.place.further(range.start - piece.offset);
+            let file = &self.files[usize::from(place.source)];
+            let part = (range.start - stretch.start) as usize..(range.end - stretch.start) as usize;
+            file.read(
+                &place,
+                piece.part(),
+                &mut worker.scratch,
+                &mut expected[part],
+            )?;
+        }
+        if worker.buffer[..len] == expected {
+            return Ok(());
+        }
+        let page = (worker.buffer.chunks(PAGE).zip(expected.chunks(PAGE)))
+            .position(|(now, then)| &now[..then.len()] != then);
+        Err(ImageError::Misuse {
+            object: job.object,
+            offset: stretch.start + (page.unwrap_or(0) * PAGE) as u64,
+            reason: "it was said to be as before, and has changed",
+        })
+    }
+
+    /// As [`ImageWriter::store_part`], in pieces of [`FINE`] bytes: of a small change the next image need not read much.
+    fn store_finely(
+        &self,
+        worker: &mut Worker,
+        object: ObjectId,
+        offset: u64,
+        part: Range<usize>,
+    ) -> Result<(), ImageError> {
+        let mut unknown = part.start..part.start;
+        let mut hashes = Vec::new();
+        let mut at = part.start;
+        while at < part.end {
+            let end = self.fine_end(offset, at).min(part.end);
+            let hash: [u8; 32] = blake3::hash(&worker.buffer[at..end]).into();
+            match self.known.by_hash(&hash, (end - at) as u64) {
+                None => {
+                    unknown.end = end;
+                    hashes.push(hash);
+                }
+                Some(place) => {
+                    self.store_unknown(worker, (object, offset), unknown, &hashes)?;
+                    unknown = end..end;
+                    hashes.clear();
+                    worker.extents.push(Extent {
+                        object,
+                        offset: offset + at as u64,
+                        len: (end - at) as u64,
+                        place,
+                        hash,
+                    });
+                }
+            }
+            at = end;
+        }
+        self.store_unknown(worker, (object, offset), unknown, &hashes)
+    }
+
+    /// Where the fine piece ends that begins `at` in a buffer that stands at `offset` of the object.
+    fn fine_end(&self, offset: u64, at: usize) -> usize {
+        let from = offset + at as u64;
+        at + FINE - (from % FINE as u64) as usize
+    }
+
+    /// Stores a part of the buffer none of whose fine pieces, which have these hashes, is known by its hash.
+    fn store_unknown(
+        &self,
+        worker: &mut Worker,
+        (object, offset): (ObjectId, u64),
+        part: Range<usize>,
+        hashes: &[[u8; 32]],
+    ) -> Result<(), ImageError> {
+        if part.is_empty() {
+            return Ok(());
+        }
+        let whole = Extent {
+            object,
+            offset: offset + part.start as u64,
+            len: part.len() as u64,
+            place: Place::NONE,
+            hash: [0; 32],
+        };
+        for (range, old) in self.changes(worker, &whole, part.clone()) {
+            let piece = |range: &Range<usize>, place, hash| Extent {
+                object,
+                offset: offset + range.start as u64,
+                len: range.len() as u64,
+                place,
+                hash,
+            };
+            if let Some(old) = old {
+                let from = offset + range.start as u64;
+                let hash = blake3::hash(&worker.buffer[range.clone()]).into();
+                let place = old.place.further(from - old.offset);
+                worker.extents.push(piece(&range, place, hash));
+                continue;
+            }
+            let place = self.put(worker, range.clone())?;
+            let mut at = range.start;
+            while at < range.end {
+                let fine = at..self.fine_end(offset, at).min(range.end);
+                let hash = if range == part {
+                    hashes[((offset + at as u64) / FINE as u64
+                        - (offset + part.start as u64) / FINE as u64)
+                        as usize]
+                } else {
+                    blake3::hash(&worker.buffer[fine.clone()]).into()
+                };
+                let skipped = place.further((at - range.start) as u64);
+                worker.extents.push(piece(&fine, skipped, hash));
+                at = fine.end;
+            }
+        }
         Ok(())
     }
 

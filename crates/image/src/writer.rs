@@ -39,8 +39,10 @@ pub struct WriteOptions {
 /// What was stored by one call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stored {
-    /// Bytes read from the sources.
+    /// Bytes read from the sources, and those that did not have to be.
     pub read_len: u64,
+    /// Bytes that did not have to be read, as they are named as the older image has them.
+    pub clean_len: u64,
     /// Bytes of contents in extents, decoded: what was read without the zeros left out.
     pub logical_len: u64,
     /// Bytes of contents in the file.
@@ -52,6 +54,7 @@ pub struct Stored {
 impl Stored {
     fn add(&mut self, other: Stored) {
         self.read_len += other.read_len;
+        self.clean_len += other.clean_len;
         self.logical_len += other.logical_len;
         self.stored_len += other.stored_len;
         self.extents += other.extents;
@@ -80,6 +83,8 @@ pub struct Committed {
     pub stored_len: u64,
     /// Older files that contents are taken from.
     pub bases: usize,
+    /// The header's checksum, by which images that take contents from this one know it.
+    pub checksum: [u8; 32],
 }
 
 /// An image that is whole but for its name. Dropping it removes the file.
@@ -90,6 +95,7 @@ pub struct FinishedImage {
     logical_len: u64,
     stored_len: u64,
     bases: usize,
+    checksum: [u8; 32],
 }
 
 impl FinishedImage {
@@ -104,6 +110,7 @@ impl FinishedImage {
             logical_len: self.logical_len,
             stored_len: self.stored_len,
             bases: self.bases,
+            checksum: self.checksum,
         })
     }
 }
@@ -120,6 +127,10 @@ pub struct ImageWriter {
     /// The file being written, then those of the older image.
     pub(crate) files: Vec<stored::Stored>,
     pub(crate) known: Known,
+    /// Contents are named in pieces of [`FINE`](crate::chunk::FINE) bytes.
+    pub(crate) fine: bool,
+    /// What is said to be clean is compared nevertheless.
+    pub(crate) doubting: bool,
     /// Where the next extent goes.
     end: AtomicU64,
     read_len: AtomicU64,
@@ -177,6 +188,8 @@ impl ImageWriter {
             salt: [0; 32],
             files: vec![own],
             known: Known::default(),
+            fine: false,
+            doubting: false,
             stored_len: AtomicU64::new(0),
             end: AtomicU64::new(HEADER_LEN as u64),
             read_len: AtomicU64::new(0),
@@ -211,6 +224,21 @@ impl ImageWriter {
         self
     }
 
+    /// Has later images find small changes more quickly: contents are named in smaller pieces. To be said before anything is stored.
+    #[must_use]
+    pub fn in_fine_pieces(self) -> ImageWriter {
+        ImageWriter { fine: true, ..self }
+    }
+
+    /// Compares what is said to be clean with the older image, and fails where it is not: for tests.
+    #[must_use]
+    pub fn doubting(self) -> ImageWriter {
+        ImageWriter {
+            doubting: true,
+            ..self
+        }
+    }
+
     /// Says when the image was begun, where that is not now.
     pub(crate) fn created_at(mut self, created: SystemTime) -> ImageWriter {
         self.created = created;
@@ -233,6 +261,7 @@ impl ImageWriter {
             object,
             source,
             runs,
+            clean: &[],
         }])
     }
 
@@ -479,6 +508,7 @@ impl ImageWriter {
             logical_len: header.logical_len,
             stored_len: header.stored_len,
             bases: bases.len(),
+            checksum: header.checksum,
         })
     }
 

@@ -146,6 +146,7 @@ fn the_same_contents_are_stored_once() {
             object: ObjectId(n),
             source: *source,
             runs: &runs,
+            clean: &[],
         })
         .collect();
     writer.store_all(&jobs).unwrap();

@@ -162,6 +162,7 @@ fn many_objects_from_many_threads() {
                         object: *object,
                         source,
                         runs,
+                        clean: &[],
                     })
                     .collect();
                 let stored = writer.store_all(&jobs).unwrap();

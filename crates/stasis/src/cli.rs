@@ -3,6 +3,7 @@
 use crate::commands;
 use crate::moment;
 use clap::{Args, Parser, Subcommand};
+use stasis_engine::tracking::Track;
 use stasis_image::{Compression, KeyError, Keys, Recipient};
 use stasis_supervisor::{Deadline, Interval, JobName, ParseIntervalError, signal_name};
 use std::num::NonZeroUsize;
@@ -108,6 +109,10 @@ pub struct JobOptions {
     #[arg(long, value_name = "YES|NO", num_args = 0..=1, require_equals = true, default_value = "no",
           default_missing_value = "yes", action = clap::ArgAction::Set, value_parser = parse_yes_or_no)]
     pub incremental: bool,
+    /// How --incremental knows what has changed. auto: writes to memory of small pages are tracked where the kernel can, all else is
+    /// read; all: huge pages are tracked, too, and split where the program writes; no: all is read
+    #[arg(long, value_name = "auto|all|no", default_value = "auto", value_parser = parse_track)]
+    pub tracking: Track,
     /// Encrypt checkpoints so that RECIPIENT, the public half of an age identity (age1...), can read them; may be repeated.
     /// A restarted job goes on with the encryption of its checkpoint
     #[arg(long, value_name = "RECIPIENT", conflicts_with = "passphrase_file")]
@@ -186,6 +191,15 @@ fn parse_yes_or_no(text: &str) -> Result<bool, String> {
         "yes" => Ok(true),
         "no" => Ok(false),
         _ => Err("write yes or no".to_owned()),
+    }
+}
+
+fn parse_track(text: &str) -> Result<Track, String> {
+    match text {
+        "auto" => Ok(Track::Small),
+        "all" => Ok(Track::All),
+        "no" => Ok(Track::No),
+        _ => Err("write auto, all or no".to_owned()),
     }
 }
 

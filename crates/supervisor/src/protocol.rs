@@ -130,6 +130,9 @@ pub struct Saved {
     /// Older files that it takes contents from.
     #[serde(default)]
     pub bases: usize,
+    /// Bytes of memory that were known not to have changed, and not read.
+    #[serde(default)]
+    pub unread_bytes: u64,
     /// What the user should know.
     pub notes: Vec<String>,
 }

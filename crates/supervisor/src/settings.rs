@@ -2,6 +2,7 @@
 
 use crate::schedule::{Cadence, Economy};
 use crate::{JobName, Membership, Naming};
+use stasis_engine::tracking::Track;
 use stasis_image::{Compression, Keys, Secret};
 use std::ffi::OsString;
 use std::fmt;
@@ -69,6 +70,8 @@ pub struct Settings {
     pub nice: u8,
     /// Whether what the checkpoint before holds already is not stored again.
     pub incremental: bool,
+    /// Which memory is tracked for that.
+    pub tracking: Track,
     /// What images are encrypted with.
     pub secret: Option<Secret>,
     /// What encrypted images are read with.

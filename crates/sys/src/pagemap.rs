@@ -10,6 +10,8 @@ use std::os::unix::fs::FileExt;
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
 
+const PAGE_IS_WPALLOWED: u64 = 1 << 0;
+const PAGE_IS_WRITTEN: u64 = 1 << 1;
 const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
@@ -43,6 +45,9 @@ struct Region {
 
 /// `_IOWR('f', 16, struct pm_scan_arg)`.
 const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+
+/// `PM_SCAN_WP_MATCHING`: what is found to have been written is protected in the same instant.
+const WP_MATCHING: u64 = 1 << 0;
 
 /// What a range of addresses holds.
 #[derive(Debug, Default)]
@@ -160,6 +165,51 @@ impl Pagemap {
             at = next;
         }
         Ok(())
+    }
+
+    /// Protects all pages of `range` that are registered for the tracking of writes ([`crate::userfaultfd`]), and gives those that
+    /// have not been written since they were protected the last time. Areas that are not registered are left out.
+    ///
+    /// # Errors
+    /// `EINVAL`, `ENOTTY` where the kernel does not scan.
+    pub fn protect(&mut self, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+        let mut clean = Vec::new();
+        let mut at = range.start;
+        while at < range.end {
+            let mut argument = ScanArgument {
+                size: size_of::<ScanArgument>() as u64,
+                flags: WP_MATCHING,
+                start: at,
+                end: range.end,
+                vec: self.regions.as_mut_ptr() as u64,
+                vec_len: self.regions.len() as u64,
+                category_mask: PAGE_IS_WPALLOWED,
+                // Empty places are left as they are.
+                category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+                return_mask: PAGE_IS_WRITTEN,
+                ..ScanArgument::default()
+            };
+            // SAFETY: as in `scan_range`.
+            let n = unsafe { libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, &raw mut argument) };
+            if n < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            let told = &self.regions[..n as usize];
+            for &[start, end, categories] in told {
+                if categories & PAGE_IS_WRITTEN == 0 {
+                    append(&mut clean, start..end);
+                }
+            }
+            // See `scan_range`. A page is protected when it has been told and not before, so none must be looked at twice: it
+            // would pass for clean the second time.
+            let told = told.last().map_or(0, |last| last[1]);
+            let next = argument.walk_end.max(told);
+            if next <= at {
+                break;
+            }
+            at = next;
+        }
+        Ok(clean)
     }
 
     fn read_range(&self, range: Range<u64>, pages: &mut Pages) -> io::Result<()> {

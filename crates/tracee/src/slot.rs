@@ -197,10 +197,12 @@ impl Excursion {
     }
 
     /// A slot in which the thread makes an intermediate, which shares its memory, makes a twin and ends; the thread waits for that.
+    /// With `own_files` the intermediate may open descriptors that the thread does not get.
     #[must_use]
-    pub fn fork(&self) -> Slot {
+    pub fn fork(&self, own_files: bool) -> Slot {
         const SIGNAL_NONE: i32 = 0;
-        let shares = libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_FS | SIGNAL_NONE;
+        let files = if own_files { 0 } else { libc::CLONE_FILES };
+        let shares = libc::CLONE_VM | files | libc::CLONE_FS | SIGNAL_NONE;
         let intermediate = Call::new(libc::SYS_clone, &[shares as u64]);
         let twin = Call::new(libc::SYS_clone, &[SIGNAL_NONE as u64]);
         let options = (libc::WEXITED | libc::__WALL) as u32;

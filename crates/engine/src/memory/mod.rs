@@ -166,6 +166,15 @@ pub struct Area {
     /// A private mapping of a file whose name is gone: its pages are all that is known of it.
     #[serde(skip)]
     pub vanished: bool,
+    /// Bytes in memory or swapped out.
+    #[serde(skip)]
+    pub own: u64,
+    /// Bytes in transparent huge pages.
+    #[serde(skip)]
+    pub huge: u64,
+    /// Writes to it are tracked.
+    #[serde(skip)]
+    pub tracked: bool,
 }
 
 impl Area {
@@ -396,6 +405,9 @@ pub fn areas(
             accounted: flag(b"ac"),
             sealed: flag(b"sl"),
             vanished,
+            own: vma.resident + vma.swap,
+            huge: vma.huge,
+            tracked: flag(b"uw"),
         });
     }
     Ok(areas)

@@ -453,6 +453,9 @@ mod tests {
             accounted: false,
             sealed: false,
             vanished: false,
+            own: 0,
+            huge: 0,
+            tracked: false,
         };
         let file = Backing::File { file: 0, offset: 0 };
         let state = State {

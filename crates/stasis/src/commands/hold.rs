@@ -181,6 +181,7 @@ impl JobOptions {
             pause: self.pause,
             nice: self.nice,
             incremental: self.incremental,
+            tracking: self.tracking,
             secret,
             keys: Arc::new(keys),
         })

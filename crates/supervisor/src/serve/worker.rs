@@ -400,6 +400,7 @@ impl Worker {
             twins: !settings.pause,
             nice: settings.nice,
             older: self.older().filter(|_| !next.replace),
+            increments: (settings.incremental && !next.replace).then_some(settings.tracking),
             secret: settings.secret.clone(),
             info: JobInfo {
                 name: settings.name.to_string(),

@@ -163,10 +163,11 @@ fn findings(host: &Host) -> Vec<Finding> {
         ),
         finding(
             "userfaultfd",
-            yes(host.userfaultfd),
-            if host.userfaultfd { Level::Good } else { Level::Less },
-            (!host.userfaultfd).then_some(
-                "the kernel lacks it, or a seccomp filter (containers) forbids it; nothing needs it now",
+            yes(host.tracks_writes),
+            if host.tracks_writes { Level::Good } else { Level::Less },
+            (!host.tracks_writes).then_some(
+                "increments read all memory, which is slower; it needs Linux 6.7 or newer with userfaultfd(2), which seccomp filters \
+                 (containers) may forbid",
             ),
         ),
     ]
@@ -335,7 +336,7 @@ mod tests {
             },
             pid_max: Some(4_194_304),
             pagemap_scan: true,
-            userfaultfd: true,
+            tracks_writes: true,
             shows_timers: true,
             shows_children: true,
             chooses_timer_ids: true,
@@ -362,7 +363,7 @@ mod tests {
             ids: Abilities::default(),
             pid_max: Some(32768),
             pagemap_scan: false,
-            userfaultfd: false,
+            tracks_writes: false,
             shows_timers: false,
             shows_children: false,
             chooses_timer_ids: false,

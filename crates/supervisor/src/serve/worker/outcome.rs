@@ -156,6 +156,7 @@ pub(super) fn saved(report: Report, taken_at: jiff::Timestamp) -> Saved {
         captured_bytes: report.captured,
         image_bytes: report.written,
         bases: report.bases,
+        unread_bytes: report.unread,
         notes: report.notes,
     }
 }
