@@ -216,12 +216,12 @@ fn everything_is_listed() {
     let root = wait_until("the job has its processes", || {
         let status: Value = serde_json::from_str(&sandbox.stasis(["ps", "--json"]).stdout).ok()?;
         let pids = status[0]["pids"].as_array()?.len();
-        (pids >= 3).then(|| status[0]["root"].to_string())
+        (pids >= 3).then(|| status[0]["root"].clone())
     });
     let (checked, answer) = check(&sandbox, "job");
     assert!(checked.success(), "{checked:?}");
     let items = answer["items"].as_array().expect("a list");
-    let of_root = |item: &&Value| item["pid"].to_string() == root;
+    let of_root = |item: &&Value| item["pid"] == root;
     let told: BTreeSet<i64> = items
         .iter()
         .filter(of_root)
@@ -258,7 +258,7 @@ fn everything_is_listed() {
         "the standard streams are pipes"
     );
     // The numbers of any of its processes mean the job.
-    let (_, again) = check(&sandbox, &root);
+    let (_, again) = check(&sandbox, &root.to_string());
     assert_eq!(again["items"].as_array().map(Vec::len), Some(items.len()));
     // For people it is a page.
     let page = sandbox.stasis(["check", "job"]);
