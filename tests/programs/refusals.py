@@ -94,7 +94,7 @@ def directory():
 def several():
     # In two processes, several kinds.
     child()
-    kept.append(must(libc.inotify_init(), "inotify_init"))
+    kept.append(must(libc.syscall(323, 1), "userfaultfd"))
     kept.append(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 9))
     directory()
 

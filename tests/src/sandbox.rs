@@ -410,7 +410,12 @@ impl Sandbox {
             }
             living.is_empty().then_some(())
         });
-        // Their numbers are to be free as well.
+        self.free_ids();
+    }
+
+    /// Takes the status of orphans that have ended, whose numbers are in use until then. Those whose parent is just about to end
+    /// are not there yet.
+    pub fn free_ids(&self) {
         processes::reap_orphans();
     }
 }

@@ -143,7 +143,7 @@ fn a_deleted_directory() {
 fn several_obstacles_at_once() {
     refused(
         "several",
-        &["inotify", "netlink socket of protocol 9", "gone"],
+        &["userfaultfd", "netlink socket of protocol 9", "gone"],
     );
 }
 

@@ -505,15 +505,6 @@ fn is_refused(text: &str, words: &[&str]) {
     }
 }
 
-/// io_uring is among the last things that any tool will save.
-#[test]
-fn io_uring_is_refused_by_name() {
-    is_refused(
-        "p = ctypes.create_string_buffer(120)\nfd = ctypes.CDLL(None).syscall(425, 8, p)\nif fd < 0: print('unsupported', flush=True)\nelse: os.dup2(fd, 77)",
-        &["python3", "descriptor", "io_uring"],
-    );
-}
-
 /// A program that forks madly during the freeze is caught all the same.
 #[test]
 fn a_program_that_is_not_dumpable() {

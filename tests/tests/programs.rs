@@ -108,10 +108,10 @@ fn make() {
         .iter()
         .map(|name| format!("{name}.o "))
         .collect::<String>();
-    // Through pipes, and with a rename: files that are closed, and removed or half written after a checkpoint, are beyond
+    // Through pipes, and by a link, which can be made twice: files that are closed, and removed or half written after a checkpoint, are beyond
     // any checkpoint.
     let makefile = format!(
-        "result: program\n\t./program > result\nprogram: main.o {objects}\n\tcc -pipe -o $@ $^\n%.o: %.c\n\tcc -pipe -O2 -c -o $@.new $<\n\t@mv $@.new $@\n\t@echo compiled $< >> compiled\n"
+        "result: program\n\t./program > result\nprogram: main.o {objects}\n\tcc -pipe -o $@ $^\n%.o: %.c\n\tcc -pipe -O2 -c -o $@.new $<\n\t@ln -f $@.new $@\n\t@echo compiled $< >> compiled\n"
     );
     let mut build = Program::new(["make", "-s", "-j3", "result"])
         .file("Makefile", makefile)

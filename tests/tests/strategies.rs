@@ -33,6 +33,7 @@ fn sandbox(strategy: &str) -> Option<Sandbox> {
 /// Somebody else on the machine may have taken an id: then it is told, tried again, and in the end `None`.
 fn restart(sandbox: &Sandbox, image: &Path) -> Option<Finished> {
     for _ in 0..3 {
+        sandbox.free_ids();
         let end = sandbox.restart(image).finish();
         if !taken(&end.stderr) {
             return Some(end);
@@ -89,6 +90,7 @@ fn verify(strategy: &str, name: &str, arguments: &[&str]) {
 
 /// A restarted job that runs; `None` when its ids are taken.
 fn listed<'a>(sandbox: &'a Sandbox, image: &Path) -> Option<Running<'a>> {
+    sandbox.free_ids();
     let mut job = sandbox.restart(image);
     wait_until("the job is listed, or its ids are taken", || {
         (job.exited().is_some() || sandbox.stasis(["ps"]).stdout.contains("job")).then_some(())

@@ -30,6 +30,9 @@ pub struct Look {
     pub refusals: Vec<Refusal>,
     /// What the user should know.
     pub notes: Vec<String>,
+    /// The inodes that descriptors are open on.
+    #[serde(skip)]
+    pub open: Vec<(u64, u64)>,
 }
 
 /// A resource of a process.
@@ -193,7 +196,10 @@ fn members_of(
     look.refusals.extend(descriptors.refusals);
     look.notes.extend(descriptors.notes);
     // After the descriptors, as at a checkpoint: some areas are mapped from what they are open on.
-    let mut collected = Collected::default();
+    let mut collected = Collected {
+        open: descriptors.open.into_iter().collect(),
+        ..Collected::default()
+    };
     for view in &views {
         let seen = memory_of(&mut look, view, &files, &mut collected);
         look.refuse_if(seen)?;

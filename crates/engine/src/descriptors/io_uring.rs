@@ -5,11 +5,10 @@
 //! memory is mapped at its old addresses by [`crate::memory`].
 //! Not saved: how the ring was tuned: a restarted one is driven by interrupts, and goes on with the submissions after an
 //! invalid one (`IORING_SETUP_IOPOLL`, `COOP_TASKRUN`, without `SUBMIT_ALL`); limits of its workers; groups of buffers with
-//! numbers from 256 on, and a request of `IORING_OP_TIMEOUT` that has fired once and is to fire again, which nobody can see.
+//! numbers from 256 on, descriptors of rings that are registered with a thread (`IORING_REGISTER_RING_FDS`), and a request of `IORING_OP_TIMEOUT` that has fired once and is to fire again, which nobody can see.
 //! Refused: requests under way, which is tried for a second; a thread of the kernel that takes submissions (`SQPOLL`), a ring
 //! for one thread only (`SINGLE_ISSUER`), one whose memory the program has provided (`NO_MMAP`) or with entries of twice the
-//! size, an eventfd that hears of completions, groups of buffers, credentials, descriptors of rings that are registered with
-//! a thread.
+//! size, an eventfd that hears of completions, groups of buffers, credentials.
 //!
 //! Facts it rests on
 //! - fdinfo tells masks and counters, also those that the kernel keeps for itself, registered files (by path only) and buffers,

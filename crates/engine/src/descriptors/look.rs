@@ -67,7 +67,10 @@ pub fn look(ctx: &CaptureContext) -> Result<Look, EngineError> {
         mut tables,
         described,
     } = All::describe(ctx, &carrier)?;
-    let mut look = Look::default();
+    let mut look = Look {
+        open: founds.iter().map(Found::inode).collect(),
+        ..Look::default()
+    };
     let mut descriptions: Vec<Option<Description>> = Vec::with_capacity(founds.len());
     for (found, described) in founds.iter().zip(described) {
         let described = match described {

@@ -57,7 +57,7 @@ impl Worker {
             for pid in self.shared.processes() {
                 let _ = stasis_sys::signal::send(pid, stasis_sys::process::SIGKILL);
             }
-            while self.inbox.is_empty() {
+            while !self.shared.processes().is_empty() || self.inbox.is_empty() {
                 thread::yield_now();
             }
         }
