@@ -57,6 +57,25 @@ fn postgresql_programs() -> Option<String> {
     Some(versions.pop()?.to_string_lossy().into_owned())
 }
 
+/// The segment that a PostgreSQL leaves behind when it is killed: it knows by that whether another one uses its directory.
+struct Interlock(String);
+
+impl Interlock {
+    fn of(data: &Path) -> Option<Interlock> {
+        let text = std::fs::read_to_string(data.join("postmaster.pid")).ok()?;
+        let id = text.lines().nth(6)?.split_ascii_whitespace().nth(1)?;
+        Some(Interlock(id.to_owned()))
+    }
+}
+
+impl Drop for Interlock {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("ipcrm")
+            .args(["-m", &self.0])
+            .status();
+    }
+}
+
 /// A database with clients at work, whose sums agree in the end. What was made of it before the checkpoint is on the disk or in
 /// memory; what was written after it is taken back.
 #[test]
@@ -73,6 +92,7 @@ fn postgresql() {
     prepared.expect_success("making a database");
     let mut job = sandbox.run(&[PYTHON, "postgresql.py", &programs, "4000"]);
     job.wait_line("at work");
+    let _removed = Interlock::of(&sandbox.work().join("data"));
     let first = job.checkpoint();
     let image = job.checkpoint();
     assert_ne!(first, image);
