@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+from container import stop_everything, wait
+
 PROGRAM = """
 import os, time
 def ids():
@@ -18,24 +20,6 @@ open('ready', 'w').close()
 while not os.path.exists('go'): time.sleep(0.01)
 with open('found', 'w') as file: print(then, ids(), file=file)
 """
-
-
-def wait(name, process):
-    while not os.path.exists(name):
-        if process.poll() is not None:
-            sys.exit(f"the job ended with {process.returncode}")
-        time.sleep(0.01)
-
-
-def stop_everything(front):
-    """Of what a container's first process kills, only itself remains."""
-    os.kill(-1, 9)
-    front.wait()
-    try:
-        while True:
-            os.waitpid(-1, 0)
-    except ChildProcessError:
-        pass
 
 
 role, directory = sys.argv[1:]

@@ -4,14 +4,15 @@ saves and kills it, and restarts it several times without choosing ids: quiet.py
 import os
 import subprocess
 import sys
-import time
+
+from container import stop_everything, wait
 
 PROGRAM = """
 import os, threading, time
 def wait():
     while not os.path.exists('go'): time.sleep(0.01)
-# Stasis has started what it starts beside the job: from here on the ids of the threads come right after that of their process.
-time.sleep(0.2)
+# Until Stasis has started what it starts beside the job: from here on the ids of the threads come right after that of their process.
+while not os.path.exists('listed'): time.sleep(0.01)
 child = os.fork()
 if child > 0: os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 threads = [threading.Thread(target=threading.Event().wait, daemon=True) for _ in range(3)]
@@ -23,23 +24,6 @@ with open('found', 'w') as file: print(os.getpid() == ids[0], ids == sorted(map(
 # They are to be there when they are looked at.
 os._exit(0)
 """
-
-
-def wait(name, process):
-    while not os.path.exists(name):
-        if process.poll() is not None:
-            sys.exit(f"the job ended with {process.returncode}")
-        time.sleep(0.01)
-
-
-def stop_everything(front):
-    os.kill(-1, 9)
-    front.wait()
-    try:
-        while True:
-            os.waitpid(-1, 0)
-    except ChildProcessError:
-        pass
 
 
 directory, = sys.argv[1:]
@@ -55,6 +39,10 @@ while last < 400:
 with open("program.py", "w") as file:
     file.write(PROGRAM)
 front = subprocess.Popen(["stasis", "run", "-n", "job", "-d", directory, "--", "/usr/bin/python3", "program.py"])
+while b'"job"' not in subprocess.run(["stasis", "ps", "--json"], stdout=subprocess.PIPE).stdout:
+    if front.poll() is not None:
+        sys.exit(f"the job ended with {front.returncode}")
+open("listed", "w").close()
 wait("ready", front)
 subprocess.run(["stasis", "checkpoint", "job"], check=True)
 stop_everything(front)

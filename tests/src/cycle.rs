@@ -279,10 +279,19 @@ pub fn verify_or_refused<S: AsRef<std::ffi::OsStr>>(sandbox: &Sandbox, argv: &[S
         verify_after_restart(sandbox, argv);
         return;
     }
+    refused_and_goes_on(sandbox, job, &result, words);
+}
+
+/// A checkpoint of `job` was refused, naming each of `words`: there must be no image, and the program go on to its end.
+///
+/// # Panics
+/// When it is not so.
+pub fn refused_and_goes_on(sandbox: &Sandbox, job: Running, refused: &Finished, words: &[&str]) {
+    assert!(!refused.success(), "it was saved: {refused:?}");
     for word in words {
         assert!(
-            result.stderr.contains(word),
-            "{word:?} is not named: {result:?}"
+            refused.stderr.contains(word),
+            "{word:?} is not named: {refused:?}"
         );
     }
     assert!(sandbox.all_images().is_empty(), "refused, and yet an image");

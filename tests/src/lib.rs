@@ -28,7 +28,8 @@ mod sandbox;
 pub use build::{Linkage, go_program, program, script, stasis_binary};
 pub use cluster::{Cluster, SlurmJob};
 pub use cycle::{
-    Compare, Program, verify_after_restart, verify_after_restart_with, verify_or_refused,
+    Compare, Program, refused_and_goes_on, verify_after_restart, verify_after_restart_with,
+    verify_or_refused,
 };
 pub use job_script::JobScript;
 pub use processes::{ProcessState, alive, children, descendants, process_state};

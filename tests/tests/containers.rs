@@ -15,6 +15,7 @@ const CONTAINER: [&str; 7] = [
 
 /// The words of a container in which `role` is played, where this host allows one.
 fn contained(sandbox: &Sandbox, role: &str) -> Option<Vec<String>> {
+    sandbox.write("container.py", script("container.py"));
     sandbox.write("contained.py", script("contained.py"));
     let words = |rest: &[&str]| -> Vec<String> {
         let words = CONTAINER.iter().chain(rest);
@@ -84,6 +85,7 @@ fn a_terminal_from_outside() {
 fn ids_that_follow_upon_each_other() {
     need!("unshare");
     let sandbox = Sandbox::new();
+    sandbox.write("container.py", script("container.py"));
     sandbox.write("quiet.py", script("quiet.py"));
     let start = [
         "unshare",

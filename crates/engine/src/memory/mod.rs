@@ -8,7 +8,8 @@
 //! Not saved: clean pages of mapped files (they are read from the file, which must not have changed: [`crate::file_policy`]); memory policy of
 //! mbind(2), which pages were swapped out.
 //!
-//! Refused by name: huge page file systems, device memory, areas registered with userfaultfd(2).
+//! Refused by name: huge page file systems, device memory, areas whose missing pages userfaultfd(2) tells of. (Write protection by it alone
+//! may be that of [`crate::tracking`]; a program that has its own has a descriptor of it, which is refused.)
 //!
 //! Rests on: `VmFlags` of `/proc/PID/smaps`; the page map tells own pages from those of the file (`sys::pagemap`);
 //! `/proc/PID/mem` reads and writes areas of any protection.
